@@ -1,0 +1,1 @@
+"""Benchmarks and inference: questions in, answers out; scoring."""

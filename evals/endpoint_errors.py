@@ -1,0 +1,107 @@
+"""What an endpoint's error means: which kind of failure, whether to try again and when, or that all is lost."""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import openai
+
+# OpenAI and vLLM: "maximum context length", vLLM's engine: "maximum model length"; llama.cpp: "context size";
+# TGI: "`inputs` tokens + `max_new_tokens` must be"; Anthropic: "prompt is too long"; Gemini: "input token count".
+_CONTEXT = re.compile(
+    r"context_length_exceeded|maximum (?:context|model) *length|context (?:size|window|length)|prompt is too long"
+    r"|tokens \+ `?max_new_tokens|input token count",
+    re.IGNORECASE,
+)
+_FILTER = re.compile(
+    r"content[_ ]filter|content management policy|content[_ ]policy|ResponsibleAIPolicy|input was flagged",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why an attempt brought no reply; ``wait`` is the server's wish in seconds before the next one.
+
+    ``fatal`` is what to do where no request can succeed (may name {env} and {model}); ``unreachable`` that not even
+    a connection was made.
+    """
+
+    kind: str
+    message: str
+    retry: bool = False
+    wait: float | None = None
+    fatal: str | None = None
+    unreachable: bool = False
+
+
+def read_status(error: openai.APIStatusError) -> Trouble:
+    """Classify an HTTP error status by its number and its body."""
+    status, text = error.status_code, error.response.text
+    bare = f"Error code: {status}"  # the openai package found no message in the body
+    message = f"{bare} - {text[:300]}" if error.message == bare and text else error.message
+    if status < 500 and _FILTER.search(text):
+        return Trouble("content_filter", message)
+    fatal = _fatal(status, code=error.code or "", text=text)
+    if fatal is not None:
+        return Trouble("bad_request", message, fatal=fatal)
+    if status in (400, 413, 422) and _CONTEXT.search(text):
+        return Trouble("context_length", message)
+    if status in (408, 409, 425, 429) or status >= 500:
+        kind = {408: "timeout", 429: "rate_limit"}.get(status, "server")
+        return Trouble(kind, message, retry=True, wait=retry_after(error.response.headers))
+    return Trouble("bad_request", message)
+
+
+def _fatal(status: int, *, code: str, text: str) -> str | None:
+    if status in (401, 403):
+        return f"the key is refused (HTTP {status}): set {{env}} to one that may use this model"
+    if status == 402 or code == "insufficient_quota":
+        return "the account of the key in {env} has no credit left: top it up, then run again"
+    if code == "model_not_found" or (status == 404 and re.search("model", text, re.IGNORECASE)):
+        return "there is no model '{model}': correct `model`; GET base_url/models lists what is served"
+    if status == 404:
+        return "there is no /chat/completions (HTTP 404): correct base_url, which most often ends in /v1"
+    return None
+
+
+def read_connection(error: openai.APIConnectionError) -> Trouble:
+    """Classify a request that got no answer; ``unreachable`` when the server was never reached."""
+    cause: BaseException = error
+    unreachable = False
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+        # By name: the default transport's class, and that of aiohttp, which need not be installed.
+        names = {each.__name__ for each in type(cause).__mro__}
+        unreachable = unreachable or bool(names & {"ConnectError", "ClientConnectorError"})
+    message = f"no connection: {type(cause).__name__}: {cause}" if unreachable else f"connection lost: {cause!r}"
+    return Trouble("connection", message, retry=True, unreachable=unreachable)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that retry-after-ms or Retry-After (seconds or a date) asks for; None without them."""
+    for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            return max(0.0, float(value) * scale)
+        except ValueError:
+            pass
+        try:
+            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        except ValueError:
+            continue
+    return None
+
+
+def one_line(message: str, *, width: int = 500) -> str:
+    """Return the message on one line of at most ``width`` characters."""
+    line = " ".join(message.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,222 @@
+"""The nouns: what a question, an answer, a judgment and a score are.
+
+Records are frozen and hold no behaviour. ``key`` fields are content keys (:func:`evals.keys.content_key`):
+equal keys mean that the same thing was asked of the same model in the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; ``role`` is ``system``, ``user`` or ``assistant``."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a reply is drawn; ``temperature`` 0 is greedy, ``max_tokens`` bounds the reply, ``seed`` is the run's."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    repetition_penalty: float = 1.0
+    max_tokens: int = 1024
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One item of a benchmark: what the user says in each turn, and what is known of the right answer.
+
+    ``reference`` holds one reference answer a turn (or nothing). ``check`` names the rule that scores the
+    last answer without a judge (see the benchmark's file); None means that a judge is needed.
+    """
+
+    benchmark: str
+    version: str
+    id: str
+    category: str
+    turns: tuple[str, ...]
+    system: str | None = None
+    reference: tuple[str, ...] = ()
+    check: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model said in one turn (counted from 1) of one question."""
+
+    key: str  # content key of model, benchmark, version, question, turn, messages, sampling
+    model: str  # the model's identity (a content hash), not its name
+    benchmark: str
+    version: str
+    question: str
+    turn: int
+    text: str
+    finish_reason: str  # "stop" or "length"
+    prompt_tokens: int
+    output_tokens: int
+    seconds: float  # from asking to the whole reply, waiting in the batch included
+    seed: int  # the seed this very reply was drawn with
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeRequest:
+    """One thing to ask a judge about one model's answer, alone or beside a baseline's.
+
+    ``order`` is "model_first", "baseline_first" or, where the answer stands alone, "single".
+    ``answers`` are the keys of the answers shown (the model's, then the baseline's). ``reply`` names the
+    reader in ``judges.replies.REPLIES``.
+    """
+
+    key: str  # content key of judge, benchmark, version, question, turn, answers, order, judgment
+    judgment: str  # content key of judge, messages, sampling: what is paid for only once
+    judge: str  # the judge model's identity
+    benchmark: str
+    version: str
+    question: str
+    turn: int
+    model: str
+    baseline: str | None
+    order: str
+    answers: tuple[str, ...]
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    reply: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """A judge's reply as it came; ``top_logprobs`` are those of its first token, as (token, natural log) pairs."""
+
+    key: str
+    judge: str
+    text: str
+    finish_reason: str
+    top_logprobs: tuple[tuple[str, float], ...]
+    prompt_tokens: int
+    output_tokens: int
+    seconds: float
+    served_model: str  # what the endpoint said it was; the identity again for a local model
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge, or a check, said of one answer; ``value`` is None when its reply held no verdict.
+
+    Of a comparison, ``value`` is the preference for the model over the baseline in [0, 1]; of a rating, the
+    rating; of a check, 1 or 0. ``judge`` is the judge model's identity, or "check" where no judge was asked.
+    """
+
+    request: str  # key of the JudgeRequest, or of the Answer that was checked
+    judge: str
+    benchmark: str
+    version: str
+    question: str
+    turn: int
+    model: str
+    baseline: str | None
+    order: str
+    value: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ItemScore:
+    """One model's value of one metric on one question, the resampling unit; None where it could not be had."""
+
+    model: str
+    benchmark: str
+    version: str
+    judge: str
+    baseline: str | None
+    metric: str
+    question: str
+    value: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A metric over all questions with its 95 % interval; ``value`` is None when every question is missing.
+
+    ``n`` counts the questions that the value rests on, ``missing`` those without an answer or a verdict.
+    """
+
+    model: str
+    benchmark: str
+    version: str
+    judge: str
+    baseline: str | None
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    missing: int
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """``model`` minus ``other`` in one metric over the questions that both have; ``p`` is two-sided, paired."""
+
+    model: str
+    other: str
+    benchmark: str
+    version: str
+    judge: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    n: int
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A call that brought nothing: never an answer, a judgment or a score; asked again on the next run."""
+
+    key: str  # of the answer or judgment that is missing
+    stage: str  # "answer" or "judge"
+    model: str  # who was asked
+    benchmark: str
+    question: str
+    kind: str  # context_length, rate_limit, timeout, connection, content_filter, bad_reply, bad_request, server
+    message: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that answers or judges: ``id`` is what it is (a content hash), ``name`` what people call it.
+
+    ``kind`` is checkpoint, endpoint, sft or merge. ``recipe`` is how it was made, as JSON text ("" for a model
+    that was only found); ``parent`` is the identity of the model it was made from.
+    """
+
+    id: str
+    name: str
+    kind: str
+    source: str  # a path, hub id or URL, for people
+    parent: str | None = None
+    recipe: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPoint:
+    """One logged step of a training run that made ``model``; ``loss`` in nats a token."""
+
+    model: str
+    step: int
+    loss: float
+    learning_rate: float
+    tokens: int  # seen so far
+    extra: tuple[tuple[str, float], ...] = field(default=())

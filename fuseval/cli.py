@@ -1,0 +1,376 @@
+"""The command line: Typer commands, Rich progress and tables. The only file that prints or exits.
+
+Exit codes: 0 done; 1 failed; 2 bad usage or configuration; 3 finished but coverage below the experiment's threshold;
+4 stopped at a budget; 130 interrupted (everything stored).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fuseval.terminal import say, show, stages
+
+if TYPE_CHECKING:
+    from fuseval.pipeline import Coverage, Run
+    from results.store import Ledger
+
+app = typer.Typer(
+    help="Fuse chat models, and prove what the fusion gained.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 coverage too low, 130 interrupted.",
+)
+
+ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="What to fuse, ask and judge.")]
+LedgerOption = Annotated[Path | None, typer.Option("--ledger", help="DuckDB file; default: the experiment's own.")]
+LedgerFile = Annotated[Path, typer.Option("--ledger", help="DuckDB file with answers and judgments.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only so many questions a benchmark, spread over categories.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the rows as JSON on standard output.")]
+
+DEFAULT_LEDGER = Path("fuseval.duckdb")
+
+
+@app.command()
+def demo(*, as_json: AsJson = False) -> None:
+    """Fuse, answer, judge and report with a real 135M model on this machine (about ten minutes on 2 cores)."""
+    from importlib import resources
+
+    with resources.as_file(resources.files("fuseval.demo").joinpath("demo.yaml")) as file:
+        run(file, as_json=as_json)
+
+
+@app.command()
+def run(
+    experiment: ExperimentFile,
+    *,
+    ledger: LedgerOption = None,
+    limit: Limit = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be made and asked.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Do everything an experiment says: fuse, answer, judge, score, report; what is in the ledger is not done again."""
+    with _experiment("run", experiment, ledger, limit, dry_run=dry_run) as session:
+        if dry_run:
+            from fuseval.pipeline import plan
+
+            show(plan(session), as_json=as_json, title="Still to do")
+            return
+        from fuseval.pipeline import run_all
+
+        covered = run_all(session)
+        page = Path(session.experiment.report)
+        _write_page(session.ledger, page, title=session.experiment.name, notes=session.experiment.notes)
+        _leaderboard(session.ledger, as_json=as_json)
+    say(f"report: {page}", f"ledger: {session.ledger.path}")
+    _check_coverage(covered, session)
+
+
+@app.command()
+def fuse(experiment: ExperimentFile, *, ledger: LedgerOption = None) -> None:
+    """Make the experiment's targets and merges, and write them as checkpoints."""
+    with _experiment("fuse", experiment, ledger, None) as session:
+        from fuseval.pipeline import fuse as fuse_stage
+
+        made = [c for c in session.models.values() if c.target or c.merge]
+        fuse_stage(session, made)
+    say(*(f"{candidate.name}: {candidate.folder}" for candidate in made))
+
+
+@app.command()
+def merge(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="method, base, sources, params, dtype.")],
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write the checkpoint to.")],
+) -> None:
+    """Merge checkpoints in weight space, and write one with its recipe and model card."""
+    with _errors():
+        from dataclasses import replace
+
+        from fuseval.config import ConfigError, load_merge
+        from fuseval.models import make, resolve
+
+        if output.exists():
+            raise ConfigError(f"{output} is there already: name a new folder with -o, or remove it")
+        experiment = load_merge(recipe, name="merge")
+        models = resolve(experiment, beside=recipe.parent, cache=_cache())
+        models["merge"] = replace(models["merge"], folder=output.absolute())
+        with stages() as watch:
+            make(models["merge"], models, watch=watch)
+    say(f"checkpoint: {output}")
+
+
+@app.command()
+def answer(experiment: ExperimentFile, *, ledger: LedgerOption = None, limit: Limit = None) -> None:
+    """Have the experiment's models answer what they have not answered yet (making them first)."""
+    with _experiment("answer", experiment, ledger, limit) as session:
+        from fuseval.pipeline import answer_stage
+
+        answer_stage(session)
+    say(f"ledger: {session.ledger.path}")
+
+
+@app.command()
+def judge(experiment: ExperimentFile, *, ledger: LedgerOption = None, limit: Limit = None) -> None:
+    """Have the experiment's judges judge the stored answers that they have not judged yet."""
+    with _experiment("judge", experiment, ledger, limit) as session:
+        from fuseval.pipeline import judge_all, register
+
+        register(session)
+        judge_all(session)
+    say(f"ledger: {session.ledger.path}")
+
+
+@app.command()
+def score(
+    *,
+    ledger: LedgerFile = DEFAULT_LEDGER,
+    benchmark: Annotated[str | None, typer.Option(help="Only this benchmark.")] = None,
+    model: Annotated[str | None, typer.Option(help="Show only this model, by name.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the ledger's answers and judgments again; no model is asked."""
+    with _errors():
+        from evals.catalog import find_benchmark
+        from fuseval.scoring import score as score_ledger
+
+        if benchmark:
+            find_benchmark(benchmark)
+        with _open(ledger) as opened:
+            score_ledger(opened, benchmark=benchmark)
+            _leaderboard(opened, benchmark=benchmark, model=model, as_json=as_json)
+
+
+@app.command()
+def report(
+    *,
+    ledger: LedgerFile = DEFAULT_LEDGER,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="HTML page to write; default report.html.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="The page's heading; default: the ledger's name.")] = None,
+    as_json: AsJson = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print the leaderboard as CSV.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the leaderboard as Markdown.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="Print the leaderboard as LaTeX (booktabs).")] = False,
+) -> None:
+    """Write the ledger's comparison as one HTML page, or print it in another format."""
+    with _errors():
+        from fuseval.config import ConfigError
+        from reports import compare
+
+        formats = [
+            (as_json, compare.to_json),
+            (csv, compare.to_csv),
+            (markdown, compare.to_markdown),
+            (latex, compare.to_latex),
+        ]
+        wanted = [write for flag, write in formats if flag]
+        if len(wanted) > 1:
+            raise ConfigError("--json, --csv, --markdown and --latex exclude each other: give one")
+        with _open(ledger, read_only=True) as opened:
+            for write in wanted:
+                sys.stdout.write(write(compare.comparison(opened).rows).rstrip("\n") + "\n")
+            if output or not wanted:
+                page = output or Path("report.html")
+                _write_page(opened, page, title=title or ledger.stem)
+                say(f"report: {page}")
+
+
+@app.command()
+def assets(
+    names: Annotated[list[str] | None, typer.Argument(help="Fetch these; default: none, only list.")] = None,
+    *,
+    fetch_all: Annotated[bool, typer.Option("--all", help="Fetch every asset.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the benchmarks' upstream files, and fetch and verify them (FUSEVAL_ASSETS: a folder as offline mirror)."""
+    with _errors():
+        from evals import assets as table
+
+        cache, mirror = _cache() / "assets", _mirror()
+        wanted = [asset.name for asset in table.asset_table()] if fetch_all else names or []
+        with stages() as watch:
+            for number, name in enumerate(wanted):
+                watch("fetch assets", number, len(wanted))
+                table.find(name, cache=cache, mirror=mirror)
+            if wanted:
+                watch("fetch assets", len(wanted), len(wanted))
+        rows = [
+            {
+                "name": a.name,
+                "state": table.state(a.name, cache=cache, mirror=mirror),
+                "bytes": a.bytes,
+                "licence": a.licence,
+            }
+            for a in table.asset_table()
+        ]
+        show(rows, as_json=as_json, title="Assets")
+        if any(row["state"] == "corrupt" for row in rows):
+            raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    experiment: Annotated[
+        Path | None, typer.Argument(metavar="[EXPERIMENT.yaml]", help="Also try its endpoints.")
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what this machine can run, and how to mend what is missing."""
+    with _errors():
+        from dataclasses import asdict
+
+        from fuseval.config import load_experiment
+        from fuseval.doctor import diagnose
+
+        models = load_experiment(experiment).models if experiment else []
+        endpoints = [
+            (m.name, m.endpoint.base_url, m.endpoint.model, m.endpoint.api_key_env) for m in models if m.endpoint
+        ]
+        found = diagnose(cache=_cache() / "assets", mirror=_mirror(), endpoints=endpoints, environ=os.environ)
+        show([asdict(finding) for finding in found], as_json=as_json, title="This machine")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@contextlib.contextmanager
+def _experiment(
+    command: str, file: Path, ledger: Path | None, limit: int | None, *, dry_run: bool = False
+) -> Iterator[Run]:
+    """Check everything that can be checked, then open the ledger and the engines, and close them whatever happens."""
+    with _errors():
+        from fuseval.config import load_experiment
+        from fuseval.engines import Engines
+        from fuseval.models import resolve
+        from fuseval.pipeline import Run
+        from fuseval.scoring import versions
+
+        experiment = load_experiment(file)
+        models = resolve(experiment, beside=file.parent, cache=_cache())
+        path = ledger or Path(experiment.ledger)
+        with _open(path, new=not dry_run, read_only=dry_run) as opened, stages() as watch:
+            engines = Engines(experiment.engine.settings(), watch, os.environ)
+            session = Run(experiment, models, opened, engines, watch, limit)
+            if dry_run:
+                yield session
+                return
+            run_id = opened.start_run(command=command, experiment=experiment.model_dump_json(), versions=versions())
+            outcome = "failed"
+            try:
+                yield session
+                outcome = "done"
+            except KeyboardInterrupt:
+                outcome = "interrupted"
+                raise
+            finally:
+                engines.close()
+                opened.end_run(run_id, outcome=outcome)
+
+
+@contextlib.contextmanager
+def _open(path: Path, *, read_only: bool = False, new: bool = False) -> Iterator[Ledger]:
+    from fuseval.config import ConfigError
+    from results.store import Ledger
+
+    if not new and not path.exists():
+        raise ConfigError(f"there is no ledger {path}: give --ledger, or make one with `fuseval run`")
+    with Ledger.open(path, read_only=read_only) as opened:
+        yield opened
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Turn what the rooms raise into a message and an exit code."""
+    from evals.assets import AssetError
+    from evals.catalog import UnknownBenchmark
+    from evals.chat import ChatError
+    from fuseval.config import ConfigError
+    from fusion.errors import FusionError
+    from results.errors import LedgerError
+
+    try:
+        yield
+    except (ConfigError, UnknownBenchmark) as error:
+        _fail(str(error), code=2)
+    except (ChatError, FusionError, LedgerError, AssetError) as error:
+        _fail(str(error), code=1)
+    except KeyboardInterrupt:
+        _fail("interrupted; everything that arrived is stored, the same command goes on from here", code=130)
+
+
+def _fail(message: str, *, code: int) -> None:
+    say(message, style="bold red")
+    raise typer.Exit(code)
+
+
+def _leaderboard(ledger: Ledger, *, as_json: bool, benchmark: str | None = None, model: str | None = None) -> None:
+    from reports import compare
+
+    found = compare.comparison(ledger, benchmark=benchmark, model=model)
+    if as_json:
+        sys.stdout.write(compare.to_json(found.rows) + "\n")
+        return
+    show(
+        [
+            {
+                "benchmark": r.benchmark,
+                "model": r.name,
+                "metric": r.metric,
+                "judge": r.judge_name,
+                "value": "missing" if r.value is None else f"{r.value:.1f}",
+                "95 %": "" if r.low is None or r.high is None else f"{r.low:.1f} – {r.high:.1f}",
+                "n": r.n,
+                "missing": r.missing,
+                "flags": " ".join(r.flags),
+            }
+            for r in found.rows
+        ],
+        as_json=False,
+        title="Leaderboard",
+    )
+    say(*(f"· {d.sentence}" for d in found.statements))
+
+
+def _write_page(ledger: Ledger, page: Path, *, title: str, notes: Sequence[str] = ()) -> None:
+    from reports.html import write_page
+
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_page(ledger, page, title=title, notes=notes)
+
+
+def _check_coverage(covered: Coverage, session: Run) -> None:
+    if covered.share >= session.experiment.coverage:
+        return
+    say(
+        f"coverage {covered.share:.1%} is below {session.experiment.coverage:.1%}: {covered.answers} of "
+        f"{covered.answers_wanted} questions answered, {covered.verdicts} of {covered.verdicts_wanted} verdicts read; "
+        "the report lists the failures, and the same command asks for what is missing"
+    )
+    raise typer.Exit(3)
+
+
+def _cache() -> Path:
+    given = os.environ.get("FUSEVAL_CACHE")
+    if given:
+        return Path(given).expanduser().absolute()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("fuseval")
+
+
+def _mirror() -> Path | None:
+    given = os.environ.get("FUSEVAL_ASSETS")
+    return Path(given).expanduser().absolute() if given else None

@@ -1,0 +1,1 @@
+"""The embedded demo: an experiment and training conversations of our own writing."""

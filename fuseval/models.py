@@ -1,0 +1,209 @@
+"""Who is who: the experiment's models with their identities, and their weights made when they are first needed.
+
+A model's identity is a hash of what it is: of a checkpoint's files, an endpoint's address, or a recipe and the
+identities of what goes into it. So a target or merge has its identity, and its scores are found, before it is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from evals.keys import content_key
+from evals.records import Model, TrainingPoint
+from fuseval.config import ConfigError, Endpoint, Experiment, Merge, ModelSpec, Target, locate
+from fusion.hashes import content_hash
+
+Watch = Callable[[str, int, int], None]  # (stage, done, total); a total of 0 is not known yet
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model of the experiment: its ledger record, where its weights are or will be, or its endpoint."""
+
+    model: Model
+    evaluate: bool
+    folder: Path | None  # None for an endpoint
+    endpoint: Endpoint | None = None
+    gguf: Path | None = None  # converted into ``folder`` when needed
+    target: Target | None = None
+    merge: Merge | None = None
+    data: Path | None = None  # a target's conversations
+
+    @property
+    def id(self) -> str:
+        """The model's identity."""
+        return self.model.id
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.model.name
+
+
+def resolve(experiment: Experiment, *, beside: Path, cache: Path) -> dict[str, Candidate]:
+    """Return the experiment's models by name, with their identities; nothing is made, converted or asked."""
+    found: dict[str, Candidate] = {}
+    for spec in experiment.models:
+        found[spec.name] = _existing(spec, beside=beside, cache=cache)
+    folder = Path(experiment.checkpoints).absolute()
+    for target in experiment.fusion.targets:
+        found[target.name] = _target(target, found, beside=beside, folder=folder)
+    for merge in experiment.fusion.merges:
+        found[merge.name] = _merge(merge, found, folder=folder)
+    return found
+
+
+def make(candidate: Candidate, models: Mapping[str, Candidate], *, watch: Watch) -> None:
+    """Make the candidate's weights and those that go into it, where they are missing.
+
+    Raises FusionError. What was made before is never made again; a stopped making leaves nothing under the name.
+    """
+    if candidate.folder is None or candidate.folder.exists():
+        return
+    for name in _inputs(candidate):
+        make(models[name], models, watch=watch)
+    if candidate.gguf:
+        from fusion.checkpoints import from_gguf
+
+        watch(f"convert {candidate.name}", 0, 1)
+        from_gguf(candidate.gguf, candidate.folder)
+        watch(f"convert {candidate.name}", 1, 1)
+    elif candidate.target:
+        _train(candidate, candidate.target, models, watch=watch)
+    elif candidate.merge:
+        _merge_weights(candidate, candidate.merge, models, watch=watch)
+
+
+def training_points(candidate: Candidate) -> tuple[TrainingPoint, ...]:
+    """Return what the training that made the candidate logged; nothing for one that was not trained, or not yet."""
+    if not candidate.target or candidate.folder is None or not candidate.folder.exists():
+        return ()
+    from fusion.sft import read_steps
+
+    steps = read_steps(candidate.folder)
+    return tuple(TrainingPoint(candidate.id, s.step, s.loss, s.learning_rate, s.tokens) for s in steps)
+
+
+def _inputs(candidate: Candidate) -> tuple[str, ...]:
+    if candidate.target:
+        return (candidate.target.base,)
+    if candidate.merge:
+        return (candidate.merge.base, *candidate.merge.sources)
+    return ()
+
+
+def _existing(spec: ModelSpec, *, beside: Path, cache: Path) -> Candidate:
+    if spec.endpoint:
+        identity = content_key("endpoint", spec.endpoint.base_url, spec.endpoint.model)
+        source = f"{spec.endpoint.model} at {spec.endpoint.base_url or 'the OpenAI API'}"
+        return Candidate(Model(identity, spec.name, "endpoint", source), spec.evaluate, None, endpoint=spec.endpoint)
+    if spec.hub:
+        folder, source = _from_hub(spec), f"hub:{spec.hub}" + (f"@{spec.revision}" if spec.revision else "")
+        identity = content_hash(folder, cache=cache)
+        return Candidate(Model(identity, spec.name, "checkpoint", source), spec.evaluate, folder)
+    path = locate(str(spec.path), beside=beside)
+    identity = content_hash(path, cache=cache)
+    model = Model(identity, spec.name, "checkpoint", str(spec.path))
+    if path.is_dir():
+        return Candidate(model, spec.evaluate, path)
+    if path.suffix != ".gguf":
+        raise ConfigError(f"model {spec.name!r}: {path} is neither a folder of safetensors nor a .gguf file")
+    return Candidate(model, spec.evaluate, cache / "gguf" / identity, gguf=path)
+
+
+def _from_hub(spec: ModelSpec) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # What a model is made of; pickled weights are left where they are.
+    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+    try:
+        return Path(snapshot_download(str(spec.hub), revision=spec.revision, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ConfigError(
+            f"model {spec.name!r}: cannot get {spec.hub!r} from the hub ({error}); check the id and revision, "
+            "log in with `hf auth login` for a gated model, or give the folder of a local copy as path"
+        ) from error
+
+
+def _target(target: Target, known: Mapping[str, Candidate], *, beside: Path, folder: Path) -> Candidate:
+    base, data = known[target.base], locate(target.data, beside=beside)
+    recipe = {
+        "kind": target.kind,
+        "base": base.id,
+        "data": hashlib.sha256(data.read_bytes()).hexdigest(),
+        "params": _sft_params(target),
+    }
+    return Candidate(
+        _made(target.name, "sft", recipe, parent=base.id, folder=folder), target.evaluate,
+        folder / f"{target.name}-{content_key(recipe)[:8]}", target=target, data=data,
+    )  # fmt: skip
+
+
+def _sft_params(target: Target) -> dict[str, object]:
+    from fusion.sft import SftParams
+
+    return asdict(SftParams(**target.params))
+
+
+def _merge(merge: Merge, known: Mapping[str, Candidate], *, folder: Path) -> Candidate:
+    recipe = {
+        "kind": "merge",
+        "method": merge.method,
+        "params": merge.params,
+        "dtype": merge.dtype,
+        "base": known[merge.base].id,
+        "sources": [known[source].id for source in merge.sources],
+    }
+    return Candidate(
+        _made(merge.name, "merge", recipe, parent=known[merge.base].id, folder=folder), merge.evaluate,
+        folder / f"{merge.name}-{content_key(recipe)[:8]}", merge=merge,
+    )  # fmt: skip
+
+
+def _made(name: str, kind: str, recipe: Mapping[str, object], *, parent: str, folder: Path) -> Model:
+    identity = content_key(recipe)
+    text = json.dumps(recipe, ensure_ascii=False, sort_keys=True)
+    return Model(identity, name, kind, str(folder / f"{name}-{identity[:8]}"), parent, text)
+
+
+def _train(candidate: Candidate, target: Target, models: Mapping[str, Candidate], *, watch: Watch) -> None:
+    from fusion.sft import SftParams, Step, fine_tune
+
+    base = models[target.base]
+    assert base.folder is not None and candidate.folder is not None and candidate.data is not None
+    stage = f"train {candidate.name}"
+    watch(stage, 0, 0)
+
+    def on_step(step: Step) -> None:
+        watch(stage, step.step, step.total)
+
+    fine_tune(
+        base.folder,
+        candidate.data,
+        candidate.folder,
+        SftParams(**target.params),
+        on_step=on_step,
+        recipe={**json.loads(candidate.model.recipe), "name": candidate.name, "base_name": base.name},
+        card=f"# {candidate.name}\n\n{base.name}, fine-tuned by fuseval on {candidate.data.name}; see recipe.json.\n",
+    )
+
+
+def _merge_weights(candidate: Candidate, merge: Merge, models: Mapping[str, Candidate], *, watch: Watch) -> None:
+    from fusion.merge import MergeRecipe, merge_to_folder
+
+    base, sources = models[merge.base], [models[name] for name in merge.sources]
+    folders = [source.folder for source in (base, *sources)]
+    assert candidate.folder is not None
+    recipe = MergeRecipe(merge.method, folders[0], tuple(folders[1:]), merge.params, merge.dtype)  # type: ignore[arg-type]
+    merge_to_folder(
+        recipe,
+        candidate.folder,
+        title=candidate.name,
+        provenance={"base": {base.name: base.id}, "sources": {s.name: s.id for s in sources}, "id": candidate.id},
+        on_tensor=lambda done, total: watch(f"merge {candidate.name}", done, total),
+    )

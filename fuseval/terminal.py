@@ -1,0 +1,99 @@
+"""What the terminal shows: messages, tables, and a bar with an ETA for each stage (plain lines where it is no terminal)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+LINE_EVERY = 2.0  # seconds between two plain lines of one stage
+
+
+def say(*lines: str, style: str = "") -> None:
+    """Print lines to standard error, as they are."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    for line in lines:
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def show(rows: Sequence[dict[str, Any]], *, as_json: bool, title: str) -> None:
+    """Print rows to standard output, as a table or as JSON."""
+    if as_json:
+        sys.stdout.write(json.dumps(list(rows), ensure_ascii=False, indent=1) + "\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for column in rows[0] if rows else ():
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(value)) for value in row.values()))
+    Console().print(table)
+
+
+@contextlib.contextmanager
+def stages() -> Iterator[Stages]:
+    """Show progress on a copy of standard error, which stays the terminal while an engine's start-up is captured."""
+    from rich.console import Console
+
+    with os.fdopen(os.dup(2), "w", encoding="utf-8") as stream:
+        shown = Stages(Console(file=stream))
+        try:
+            yield shown
+        finally:
+            shown.stop()
+
+
+class Stages:
+    """Shows stages by name as they advance; calling it has the signature of :data:`fuseval.models.Watch`."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._tasks: dict[str, TaskID] = {}
+        self._said: dict[str, float] = {}
+        self._progress: Progress | None = _bars(console) if console.is_terminal else None
+
+    def stop(self) -> None:
+        """Leave the bars as they stand."""
+        if self._progress:
+            self._progress.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` parts of ``stage`` are there; a total of 0 is not known yet."""
+        if self._progress:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._progress.add_task(stage, total=total or None)
+            self._progress.update(self._tasks[stage], completed=done, total=total or None)
+            return
+        now = time.monotonic()
+        if stage not in self._said or done == total or now - self._said[stage] >= LINE_EVERY:
+            self._said[stage] = now
+            self._console.print(f"{stage}: {done}/{total or '?'}", markup=False, highlight=False)
+
+
+def _bars(console: Console) -> Progress:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=console)
+    progress.start()
+    return progress

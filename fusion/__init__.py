@@ -1,0 +1,1 @@
+"""Fusion: checkpoints in, candidate checkpoints out."""

@@ -1,0 +1,245 @@
+"""Checkpoints: folders of safetensors, read lazily, written shard by shard; GGUF in.
+
+Pickled weights are never read. A folder appears under its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion.errors import CheckpointError, RecipeError
+from fusion.hashes import content_hash, decides
+from fusion.quiet import quiet_libraries
+from fusion.shards import SINGLE, ShardWriter, dtype_names, read_header
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["DTYPES", "Checkpoint", "content_hash", "copy_companions", "from_gguf", "whole_folder", "write_checkpoint"]
+
+DTYPES = ("bfloat16", "float16", "float32")
+"""The storage dtypes that a checkpoint can be asked for by name."""
+
+_INDEX = f"{SINGLE}.index.json"
+
+
+class Checkpoint:
+    """A folder of safetensors, one file or several with an index; a tensor is read when it is asked for.
+
+    ``names`` are in the order in which they lie on disk.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        promised = _promised(folder)
+        self._headers = {file: read_header(folder / file) for file in sorted(set(promised.values()))}
+        self._file_of = {name: file for file, header in self._headers.items() for name in header}
+        if lost := sorted(name for name in promised if name and name not in self._file_of):
+            raise CheckpointError(
+                f"{folder / promised[lost[0]]} lacks tensor {lost[0]!r}, which {_INDEX} names "
+                f"({len(lost)} such in all); fetch the checkpoint again"
+            )
+        self._open: dict[str, Any] = {}
+        self.names: tuple[str, ...] = tuple(self._file_of)
+        self.config: Mapping[str, Any] = _read_json(folder / "config.json", "every checkpoint needs one")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor."""
+        from safetensors import safe_open
+
+        file = self.file(name).name
+        if file not in self._open:
+            self._open[file] = safe_open(self.folder / file, framework="pt")
+        tensor: Tensor = self._open[file].get_tensor(name)
+        return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without reading it."""
+        return tuple(self._headers[self.file(name).name][name]["shape"])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return a tensor's storage dtype without reading it."""
+        code = self._headers[self.file(name).name][name]["dtype"]
+        try:
+            return dtype_names()[code]
+        except KeyError:
+            raise CheckpointError(
+                f"tensor {name!r} in {self.file(name)} has dtype {code}, which is not supported"
+            ) from None
+
+    def file(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
+        try:
+            return self.folder / self._file_of[name]
+        except KeyError:
+            raise CheckpointError(f"there is no tensor {name!r} in {self.folder}") from None
+
+
+def _promised(folder: Path) -> dict[str, str]:
+    """Return tensor name → file as the index has it; of a single file, which has no index, the name is empty."""
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no checkpoint folder {folder}; check the path")
+    if (folder / _INDEX).is_file():
+        weight_map: dict[str, str] = _read_json(folder / _INDEX, "it lists the shards").get("weight_map") or {}
+        missing = sorted({file for file in weight_map.values() if not (folder / file).is_file()})
+        if missing or not weight_map:
+            what = f"lacks {', '.join(missing)}, which {_INDEX} names" if missing else f"has an {_INDEX} without files"
+            raise CheckpointError(f"{folder} {what}; fetch the checkpoint again")
+        return weight_map
+    if (folder / SINGLE).is_file():
+        return {"": SINGLE}
+    if pickles := sorted(file.name for file in folder.glob("*.bin")):
+        raise CheckpointError(
+            f"{folder} has only pickled weights ({pickles[0]}), which can run code when they are read; convert it once "
+            "where you trust it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+        )
+    raise CheckpointError(f"{folder} has neither {SINGLE} nor {_INDEX}; is it a checkpoint folder?")
+
+
+def _read_json(path: Path, why: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} lacks {path.name}; {why}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); fetch it again") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object; fetch it again")
+    return value
+
+
+def check_dtype(name: str) -> None:
+    """Raise RecipeError unless ``name`` is one of DTYPES."""
+    if name not in DTYPES:
+        raise RecipeError(f"dtype is {name!r}; it must be one of {', '.join(DTYPES)}")
+
+
+def from_gguf(gguf: Path, folder: Path, *, dtype: str = "bfloat16") -> None:
+    """Turn a GGUF file into a checkpoint folder: weights dequantised to ``dtype``, tokenizer, chat template."""
+    check_dtype(dtype)
+    if not gguf.is_file():
+        raise CheckpointError(f"there is no GGUF file {gguf}; check the path")
+    with gguf.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise CheckpointError(f"{gguf} is not a GGUF file (it does not begin with the letters GGUF)")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with whole_folder(folder) as work, quiet_libraries():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # transformers takes a model that came from GGUF for a quantised one, and refuses to save it.
+        model.hf_quantizer, model.is_quantized = None, False
+        del model.config.quantization_config
+        model.to(getattr(torch, dtype)).save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        _write_json(work / "config.json", _without_paths(_read_json(work / "config.json", "just written")))
+
+
+def write_checkpoint(
+    tensors: Iterable[tuple[str, Tensor]],
+    folder: Path,
+    *,
+    like: Path,
+    recipe: Mapping[str, object],
+    card: str,
+    max_shard_bytes: int = 5 << 30,
+) -> None:
+    """Write a stream of tensors as a checkpoint folder, a tensor at a time in memory.
+
+    Configuration, tokenizer and chat template are those of the checkpoint ``like``; ``recipe`` becomes recipe.json
+    and ``card`` README.md.
+    """
+    recipe_text = json.dumps(recipe, ensure_ascii=False, indent=2) + "\n"
+    with whole_folder(folder) as work:
+        writer = ShardWriter(work, max_bytes=max_shard_bytes)
+        with writer:
+            for name, tensor in tensors:
+                writer.add(name, tensor)
+        if not writer.names:
+            raise CheckpointError(f"there are no tensors to write to {folder}")
+        copy_companions(like, work, dtype=writer.main_dtype())
+        (work / "recipe.json").write_text(recipe_text, encoding="utf-8")
+        (work / "README.md").write_text(card, encoding="utf-8")
+
+
+def copy_companions(like: Path, folder: Path, *, dtype: str) -> None:
+    """Copy everything that decides what a model says, but its weights, from ``like``; config.json names ``dtype``."""
+    for file in sorted(like.iterdir()):
+        if (
+            file.is_file()
+            and decides(file.name)
+            and not file.name.endswith((".safetensors", ".safetensors.index.json"))
+        ):
+            shutil.copyfile(file, folder / file.name)
+    before = _read_json(like / "config.json", "every checkpoint needs one")
+    config = _without_paths(before)
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    config[key] = dtype
+    if config != before:
+        _write_json(folder / "config.json", config)
+
+
+def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if not key.endswith("name_or_path")}
+
+
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a working folder beside ``folder`` that takes its name when the block ends well, and is removed if not.
+
+    What a killed process left behind is removed by the next one that writes here. An existing folder is never
+    overwritten, an empty one is used.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists already; remove it or choose another name")
+    prefix = f".{folder.name}.partial-{socket.gethostname()}-"
+    work = folder.parent / f"{prefix}{os.getpid()}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for stale in folder.parent.glob(glob.escape(prefix) + "*"):
+            if not _alive(stale.name.removeprefix(prefix)):
+                shutil.rmtree(stale, ignore_errors=True)
+        work.mkdir()
+        yield work
+        readable = work.stat().st_mode & 0o666
+        for file in work.iterdir():  # safetensors makes its files private, whatever the umask
+            file.chmod(readable)
+        os.replace(work, folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CheckpointError(f"the disk is full: {folder} was not written; make room and run again") from error
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _alive(pid: str) -> bool:
+    if not pid.isdecimal():
+        return True  # not one of ours
+    if int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

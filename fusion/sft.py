@@ -1,0 +1,293 @@
+"""Supervised fine-tuning: a model and conversations in, a checkpoint out. trl's SFTTrainer does the training.
+
+Only the last assistant turn of a conversation counts in the loss. Conversations are turned into tokens here and not
+by trl, which would drop those that are too long without a word.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import json
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion.checkpoints import Checkpoint, copy_companions, whole_folder
+from fusion.errors import FusionError, RecipeError
+from fusion.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ROLES = ("system", "user", "assistant")
+SCHEDULERS = ("constant", "constant_with_warmup", "cosine", "linear")
+
+Conversation = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class SftParams:
+    """How to train; the defaults are FuseChat's (arXiv:2408.07990), but for the batch, which was 128."""
+
+    learning_rate: float = 5e-6  # AdamW's, at its highest
+    epochs: float = 3.0  # passes over the data; a fraction is fine
+    batch_size: int = 4  # conversations in one forward pass
+    gradient_accumulation: int = 1  # forward passes before the weights move
+    max_length: int = 2048  # tokens of a conversation; the rest of a longer one is cut off
+    warmup_ratio: float = 0.03  # share of all steps in which the learning rate rises from 0
+    scheduler: str = "cosine"  # how the learning rate falls afterwards: one of SCHEDULERS
+    weight_decay: float = 0.0  # AdamW's
+    seed: int = 0  # of the order of the data and of dropout
+    dtype: str = "bfloat16"  # of the saved checkpoint, "bfloat16" or "float32"; training keeps float32 weights
+    gradient_checkpointing: bool = False  # a fifth less memory for a sixth more time
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if problem := _problem(field.name, value):
+                raise RecipeError(f"{field.name} of the fine-tuning is {value!r}; it must be {problem}")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One update of the weights: ``loss`` in nats a token before it, ``tokens`` seen so far, prompts included."""
+
+    step: int
+    total: int
+    loss: float
+    learning_rate: float
+    tokens: int
+
+
+def fine_tune(
+    base: Path,
+    data: Path,
+    folder: Path,
+    params: SftParams,
+    *,
+    on_step: Callable[[Step], None] | None,
+    recipe: Mapping[str, object],
+    card: str,
+) -> tuple[Step, ...]:
+    """Train ``base`` on the conversations of ``data`` and write the result to ``folder``; return every step.
+
+    ``data`` is JSON lines of ``{"messages": [{"role": …, "content": …}, …]}``. Training is in float32 on a CPU, and in
+    bfloat16 with float32 weights on a GPU. On a CPU the same inputs and thread count give the same bytes. The folder
+    also gets training.json: the steps, and how many conversations were cut or left out for their length.
+    """
+    conversations = read_conversations(data)
+    Checkpoint(base)  # its files are there and whole
+    told = {
+        "kind": "sft",
+        "params": asdict(params),
+        **{name: importlib.metadata.version(name) for name in ("fuseval", "torch", "transformers", "trl")},
+        **recipe,
+    }
+    recipe_text = _json(told)
+    with whole_folder(folder) as work, quiet_libraries():
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        rows, lengths = _tokenized(conversations, tokenizer, params, data=data, base=base)
+        steps = _train(base, rows, tokenizer, params, on_step=on_step, folder=work)
+        copy_companions(base, work, dtype=params.dtype)
+        (work / "recipe.json").write_text(recipe_text, encoding="utf-8")
+        (work / "README.md").write_text(card, encoding="utf-8")
+        (work / "training.json").write_text(
+            _json({**lengths, "steps": [asdict(step) for step in steps]}), encoding="utf-8"
+        )
+    return steps
+
+
+def read_steps(folder: Path) -> tuple[Step, ...]:
+    """Return the steps of the training that made the checkpoint in ``folder``."""
+    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    return tuple(Step(**step) for step in training["steps"])
+
+
+def read_conversations(data: Path) -> list[Conversation]:
+    """Read conversations from JSON lines; RecipeError names the file, the line and what is wrong with it."""
+    try:
+        lines = data.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        raise RecipeError(f"there is no training data {data}; check the path") from None
+    conversations: list[Conversation] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line.decode("utf-8"))
+        except ValueError as error:
+            raise RecipeError(f"{data}, line {number} is not JSON: {error}") from None
+        if problem := _malformed(value):
+            raise RecipeError(f'{data}, line {number}: {problem}; a line is {{"messages": [{{"role", "content"}}, …]}}')
+        conversations.append([{"role": m["role"], "content": m["content"]} for m in value["messages"]])
+    if not conversations:
+        raise RecipeError(f"{data} holds no conversations; write one to a line")
+    return conversations
+
+
+def _malformed(value: object) -> str | None:
+    messages = value.get("messages") if isinstance(value, dict) else None
+    if not isinstance(messages, list) or not messages:
+        return "there is no list of messages"
+    for place, message in enumerate(messages, 1):
+        if not isinstance(message, dict):
+            return f"message {place} is no object"
+        if message.get("role") not in ROLES:
+            return f"message {place} has role {message.get('role')!r}, not one of {', '.join(ROLES)}"
+        if not isinstance(message.get("content"), str):
+            return f"message {place} has content {message.get('content')!r}, which is no text"
+    if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+        return "the last message is not something that the assistant says, so there is nothing to learn"
+    return None
+
+
+def _tokenized(
+    conversations: Sequence[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    params: SftParams,
+    *,
+    data: Path,
+    base: Path,
+) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
+    """Return input_ids and labels (-100: not in the loss) a conversation, and how many were too long."""
+    if not tokenizer.chat_template:
+        raise RecipeError(f"{base} has no chat template; add a chat_template.jinja to say how its chats are written")
+    rows, cut = [], 0
+    for messages in conversations:
+        whole = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+        prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=True)["input_ids"]
+        # Some templates write the start of an answer otherwise than the prompt for one: learn from where they part.
+        start = next((i for i, pair in enumerate(zip(prompt, whole, strict=False)) if len(set(pair)) > 1), len(prompt))
+        cut += start < params.max_length < len(whole)
+        labels = [-100] * start + whole[start:]
+        if start < params.max_length:
+            rows.append({"input_ids": whole[: params.max_length], "labels": labels[: params.max_length]})
+    if not rows:
+        raise RecipeError(f"max_length is {params.max_length}: no prompt of {data} is that short; raise it")
+    return rows, {"conversations": len(conversations), "cut": cut, "left_out": len(conversations) - len(rows)}
+
+
+def _train(
+    base: Path,
+    rows: Sequence[Mapping[str, list[int]]],
+    tokenizer: PreTrainedTokenizerBase,
+    params: SftParams,
+    *,
+    on_step: Callable[[Step], None] | None,
+    folder: Path,
+) -> tuple[Step, ...]:
+    """Train and save the weights into ``folder``."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, PrinterCallback
+    from trl import SFTTrainer
+
+    class SilentTrainer(SFTTrainer):  # type: ignore[misc]
+        """trl's trainer, but it tells nobody that it is used."""
+
+        def _send_telemetry(self) -> None: ...
+
+    steps: list[Step] = []
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = SilentTrainer(
+            model=model,
+            args=_arguments(params, scratch),
+            train_dataset=Dataset.from_list(list(rows)),
+            processing_class=tokenizer,
+            callbacks=[_watch(steps, on_step)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    model.to(getattr(torch, params.dtype)).save_pretrained(folder)
+    trainer.accelerator.free_memory()
+    del trainer, model
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return tuple(steps)
+
+
+def _arguments(params: SftParams, scratch: str) -> Any:
+    import torch
+    from trl import SFTConfig
+
+    gpu = torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=scratch,
+        learning_rate=params.learning_rate,
+        num_train_epochs=params.epochs,
+        per_device_train_batch_size=params.batch_size,
+        gradient_accumulation_steps=params.gradient_accumulation,
+        max_length=None,  # cut already
+        warmup_steps=params.warmup_ratio,  # below 1 it is a share
+        lr_scheduler_type=params.scheduler,
+        weight_decay=params.weight_decay,
+        seed=params.seed,
+        data_seed=params.seed,
+        gradient_checkpointing=params.gradient_checkpointing,
+        use_cpu=not gpu,
+        bf16=gpu,  # three times slower than float32 on a CPU without AMX
+        dataloader_pin_memory=gpu,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+def _watch(steps: list[Step], on_step: Callable[[Step], None] | None) -> Any:
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):  # type: ignore[misc]
+        """Turns the trainer's log into steps."""
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
+            if not logs or "loss" not in logs:
+                return  # the summary at the end
+            rate, seen = logs["learning_rate"], int(logs["num_tokens"])
+            step = Step(state.global_step, state.max_steps, logs["loss"], rate, seen)
+            if not math.isfinite(step.loss):
+                raise FusionError(f"the loss is {step.loss} at step {step.step}; lower learning_rate (now {rate})")
+            steps.append(step)
+            if on_step is not None:
+                on_step(step)
+
+    return Watch()
+
+
+def _problem(name: str, value: object) -> str | None:
+    """Return what the value must be, or None where it is that."""
+    wanted: tuple[bool, str]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    number = (
+        float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    )  # NaN fails all
+    if name in ("learning_rate", "epochs"):
+        wanted = 0 < number < math.inf, "a number above 0"
+    elif name in ("batch_size", "gradient_accumulation", "max_length"):
+        wanted = whole and number >= 1, "a whole number, 1 or more"
+    elif name == "seed":
+        wanted = whole and 0 <= number < 2**32, "a whole number from 0 to 2**32 - 1"
+    elif name == "warmup_ratio":
+        wanted = 0 <= number < 1, "a number in [0, 1)"
+    elif name == "weight_decay":
+        wanted = 0 <= number < math.inf, "a number, 0 or more"
+    elif name == "scheduler":
+        wanted = value in SCHEDULERS, f"one of {', '.join(SCHEDULERS)}"
+    elif name == "dtype":
+        wanted = value in ("bfloat16", "float32"), "bfloat16 or float32"
+    else:
+        wanted = isinstance(value, bool), "true or false"
+    return None if wanted[0] else wanted[1]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"

@@ -1,0 +1,1 @@
+"""Judges: answers in, judgments and verdicts out."""

@@ -1,0 +1,1 @@
+"""Reports: the ledger in; tables, figures and pages out."""

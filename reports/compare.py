@@ -1,0 +1,183 @@
+"""The leaderboard, what each paired difference allows one to say, and both as plain tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from results import queries
+from results.queries import DifferenceRow, LeaderboardRow
+from results.store import Ledger
+
+LEVEL = 0.05  # two-sided; the 95 % interval must also leave out zero before anything is claimed
+MISSING = "missing"
+COLUMNS = ("model", "benchmark", "version", "judge", "metric", "value", "low", "high", "n", "missing", "flags")
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A paired difference, the ``verdict`` on it (better, worse, none or missing) and the sentence it allows."""
+
+    difference: DifferenceRow
+    verdict: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Every score of a ledger, and what can be said of each candidate beside the model it was compared with."""
+
+    rows: tuple[LeaderboardRow, ...]
+    statements: tuple[Statement, ...]
+
+
+def comparison(ledger: Ledger, *, benchmark: str | None = None, model: str | None = None) -> Comparison:
+    """Read the leaderboard and the differences of ``benchmark`` and of the model named ``model`` (None: of all)."""
+    found = [
+        row
+        for row in queries.differences(ledger)
+        if benchmark in (None, row.benchmark) and model in (None, row.name, row.other_name)
+    ]
+    return Comparison(
+        rows=tuple(queries.leaderboard(ledger, benchmark=benchmark, model=model)),
+        statements=tuple(statement(row) for row in found),
+    )
+
+
+def statement(row: DifferenceRow) -> Statement:
+    """Say what one paired difference shows, and no more than that.
+
+    A model beats another only where the interval leaves out zero and p is below 0.05. Higher is better.
+    """
+    where = f"on {row.benchmark} {row.metric}"
+    judged = "" if row.judge_name == "check" else f" as judged by {row.judge_name}"
+    counted = f"n = {row.n}" + (f", {row.missing} {MISSING}" if row.missing else "")
+    verdict = _verdict(row)
+    if verdict == "missing":
+        text = f"nothing can be said of {row.name} and {row.other_name} {where}{judged}: no question has both scores"
+        return Statement(row, verdict, f"{text} ({counted}).")
+    tested = f"{p_text(row.p)}, {counted}"
+    if verdict == "none":
+        size = f"{number(row.value, row.metric, sign=True)} {interval(row.low, row.high, row.metric)} points"
+        text = f"no difference shown between {row.name} and {row.other_name} {where}{judged}: {size}"
+    else:
+        verb = "beats" if verdict == "better" else "loses to"
+        low, high = (row.low, row.high) if verdict == "better" else (_minus(row.high), _minus(row.low))
+        size = f"{number(abs(row.value or 0.0), row.metric)} {interval(low, high, row.metric)} points"
+        text = f"{row.name} {verb} {row.other_name} {where} by {size}{judged}"
+    return Statement(row, verdict, f"{text} ({tested}).")
+
+
+def _verdict(row: DifferenceRow) -> str:
+    if row.value is None:
+        return "missing"
+    if row.low is None or row.high is None or row.p is None or row.p >= LEVEL:
+        return "none"
+    return "better" if row.low > 0 else "worse" if row.high < 0 else "none"
+
+
+def _minus(value: float | None) -> float | None:
+    return None if value is None else -value
+
+
+def number(value: float | None, metric: str, *, sign: bool = False) -> str:
+    """Write a value of ``metric`` for people: per cents to one place, ratings to two, nothing as ``missing``."""
+    if value is None:
+        return MISSING
+    places = 1 if metric.startswith("accuracy") or "win_rate" in metric or metric == "bradley_terry" else 2
+    text = f"{value:{'+' if sign else ''}.{places}f}"
+    return (text[1:] if float(text) == 0 and text[0] in "+-" else text).replace("-", "−")
+
+
+def interval(low: float | None, high: float | None, metric: str) -> str:
+    """Write a 95 % interval as ``[low, high]``, or ``[missing]`` where there is none."""
+    if low is None or high is None:
+        return f"[{MISSING}]"
+    return f"[{number(low, metric)}, {number(high, metric)}]"
+
+
+def p_text(p: float | None) -> str:
+    """Write a p-value as people cite it."""
+    if p is None:
+        return f"p {MISSING}"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def to_json(rows: Sequence[LeaderboardRow]) -> str:
+    """Return the rows as a JSON list of objects; ``model`` and ``judge`` are names, a missing value is null."""
+    return json.dumps([_plain(row) for row in rows], ensure_ascii=False, indent=2) + "\n"
+
+
+def to_csv(rows: Sequence[LeaderboardRow]) -> str:
+    """Return the rows as CSV with a header; a missing value is an empty cell, flags are parted by spaces."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({**_plain(row), "flags": " ".join(row.flags)})
+    return text.getvalue()
+
+
+def _plain(row: LeaderboardRow) -> dict[str, object]:
+    values = (row.name, row.benchmark, row.version, row.judge_name, row.metric, row.value, row.low, row.high)
+    return dict(zip(COLUMNS, (*values, row.n, row.missing, list(row.flags)), strict=True))
+
+
+_HEADER = ("model", "benchmark", "judge", "metric", "value", "95 % interval", "n", "missing", "flags")
+_NUMERIC = frozenset({"value", "95 % interval", "n", "missing"})
+
+
+def to_markdown(rows: Sequence[LeaderboardRow]) -> str:
+    """Return the rows as a Markdown table (GitHub's kind)."""
+    rule = ["---:" if name in _NUMERIC else "---" for name in _HEADER]
+    lines = [_HEADER, rule, *(_cells(row, _markdown) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def to_latex(rows: Sequence[LeaderboardRow]) -> str:
+    """Return the rows as a LaTeX ``tabular``; the document needs the package booktabs."""
+    columns = "".join("r" if name in _NUMERIC else "l" for name in _HEADER)
+    header = " & ".join(_latex(name) for name in _HEADER)
+    body = "".join(" & ".join(_cells(row, _latex)) + " \\\\\n" for row in rows)
+    rules = f"\\toprule\n{header} \\\\\n\\midrule\n{body}\\bottomrule"
+    return f"\\begin{{tabular}}{{{columns}}}\n{rules}\n\\end{{tabular}}\n"
+
+
+def _cells(row: LeaderboardRow, escape: Callable[[str], str]) -> list[str]:
+    cells = (
+        row.name,
+        f"{row.benchmark} {row.version}",
+        row.judge_name,
+        row.metric,
+        number(row.value, row.metric),
+        interval(row.low, row.high, row.metric),
+        str(row.n),
+        str(row.missing),
+        ", ".join(row.flags),
+    )
+    return [escape(" ".join(cell.split())) for cell in cells]
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*<>\[\]|~&]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "−": "$-$",
+}
+
+
+def _latex(text: str) -> str:
+    # A row that opens with "[" would be read as the optional argument of the "\\" before it.
+    escaped = "".join(_LATEX.get(character, character) for character in text)
+    return f"{{}}{escaped}" if escaped.startswith("[") else escaped

@@ -1,0 +1,310 @@
+"""Named SELECTs over an open ledger, as typed rows: what reports and the command line show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from results.store import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderboardRow:
+    """A score with its 95 % interval; ``judge`` and ``judge_name`` are "check" where no judge was asked."""
+
+    model: str
+    name: str
+    kind: str
+    benchmark: str
+    version: str
+    judge: str
+    judge_name: str
+    baseline_name: str | None
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    missing: int
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DifferenceRow:
+    """``name`` minus ``other_name`` in one metric, over the questions that both have."""
+
+    name: str
+    other_name: str
+    benchmark: str
+    version: str
+    judge_name: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    n: int
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRow:
+    """An answer beside what was asked; ``temperature`` is the sampling's, ``seed`` that of this very reply."""
+
+    key: str
+    model_name: str
+    benchmark: str
+    version: str
+    question: str
+    category: str
+    turn: int
+    prompt: str
+    reference: str | None
+    check: str | None
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    output_tokens: int
+    seconds: float
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class JudgmentRow:
+    """What a judge replied to one request, and the value read from it (None: no verdict)."""
+
+    judge_name: str
+    benchmark: str
+    version: str
+    question: str
+    category: str
+    turn: int
+    model_name: str
+    baseline_name: str | None
+    order: str
+    value: float | None
+    reply: str
+    top_logprobs: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRow:
+    """What a rule without a judge said of one answer: 1, 0, or None where it could not tell."""
+
+    model_name: str
+    benchmark: str
+    version: str
+    question: str
+    turn: int
+    value: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """One logged step of the training run that made a model; ``loss`` in nats a token."""
+
+    model_name: str
+    step: int
+    loss: float
+    learning_rate: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeOrderRow:
+    """How much the order of the answers moved a judge, over the pairs it judged in both orders.
+
+    A pair is one turn of one question by one model against one baseline. ``first_preferred`` is the share of
+    judgments that preferred the answer shown first, a tie counting half: 0.5 for a judge without position bias.
+    ``consistent`` is the share of pairs where both orders agree on the winner (or on a tie).
+    """
+
+    judge_name: str
+    benchmark: str
+    version: str
+    pairs: int
+    first_preferred: float
+    consistent: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One run of a command; ``ended`` and ``outcome`` are None while it runs and after it was killed."""
+
+    id: str
+    command: str
+    experiment: str
+    versions: Mapping[str, str]
+    started: datetime
+    ended: datetime | None
+    outcome: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FailureRow:
+    """A call that brought nothing and has not succeeded since; ``key`` is that of the missing answer or judgment."""
+
+    key: str
+    stage: str
+    model_name: str
+    benchmark: str
+    question: str
+    kind: str
+    message: str
+    attempts: int
+
+
+def leaderboard(ledger: Ledger, *, benchmark: str | None = None, model: str | None = None) -> list[LeaderboardRow]:
+    """Return every score, the best of each metric first; ``model`` is a name or an identity."""
+    rows = _rows(
+        ledger,
+        """
+        SELECT model, name, kind, benchmark, version, judge, judge_name, baseline_name, metric,
+               value, low, high, n, missing, flags
+        FROM leaderboard
+        WHERE ($1 IS NULL OR benchmark = $1) AND ($2 IS NULL OR name = $2 OR model = $2)
+        ORDER BY benchmark, version, judge_name, baseline_name, metric, value DESC NULLS LAST, name, model
+        """,
+        benchmark,
+        model,
+    )
+    return [LeaderboardRow(*(*row[:-1], tuple(row[-1]))) for row in rows]
+
+
+def differences(ledger: Ledger) -> list[DifferenceRow]:
+    """Return every paired difference between two models, by benchmark and metric."""
+    rows = _rows(
+        ledger,
+        """
+        SELECT coalesce(m.name, d.model) AS name, coalesce(o.name, d.other) AS other_name, benchmark, version,
+               coalesce(j.name, d.judge) AS judge_name, metric, value, low, high, p, n, missing
+        FROM differences d
+        LEFT JOIN models m ON m.id = d.model
+        LEFT JOIN models o ON o.id = d.other
+        LEFT JOIN models j ON j.id = d.judge
+        ORDER BY benchmark, version, judge_name, metric, other_name, value DESC NULLS LAST, name, d.model, d.other
+        """,
+    )
+    return [DifferenceRow(*row) for row in rows]
+
+
+def answers_wide(ledger: Ledger) -> list[AnswerRow]:
+    """Return every answer with its prompt, in the benchmarks' own order of questions."""
+    rows = _rows(
+        ledger,
+        """
+        SELECT key, model_name, benchmark, version, question, category, turn, prompt, reference, check_rule, text,
+               finish_reason, prompt_tokens, output_tokens, seconds, temperature, seed
+        FROM answers_wide
+        """,
+    )
+    return [AnswerRow(*row) for row in rows]
+
+
+def judgments_wide(ledger: Ledger) -> list[JudgmentRow]:
+    """Return every judge request that was answered, in the benchmarks' own order of questions."""
+    rows = _rows(
+        ledger,
+        """
+        SELECT judge_name, benchmark, version, question, category, turn, model_name, baseline_name, answer_order,
+               value, reply, top_logprobs
+        FROM judgments_wide
+        """,
+    )
+    return [JudgmentRow(*(*row[:-1], tuple((pair["token"], pair["logprob"]) for pair in row[-1]))) for row in rows]
+
+
+def checks(ledger: Ledger) -> list[CheckRow]:
+    """Return what the rules without a judge said, answer by answer."""
+    rows = _rows(
+        ledger,
+        """
+        SELECT coalesce(m.name, v.model) AS model_name, v.benchmark, v.version, v.question, v.turn, v.value
+        FROM verdicts v
+        LEFT JOIN models m ON m.id = v.model
+        LEFT JOIN questions q ON q.benchmark = v.benchmark AND q.version = v.version AND q.id = v.question
+        WHERE v.judge = 'check'
+        ORDER BY v.benchmark, v.version, q.position, v.question, v.turn, model_name, v.model, v.request
+        """,
+    )
+    return [CheckRow(*row) for row in rows]
+
+
+def training(ledger: Ledger) -> list[TrainingRow]:
+    """Return the logged steps of every training run, model by model."""
+    rows = _rows(
+        ledger,
+        """
+        SELECT coalesce(m.name, t.model) AS model_name, step, loss, learning_rate, tokens
+        FROM training t LEFT JOIN models m ON m.id = t.model
+        ORDER BY model_name, t.model, step
+        """,
+    )
+    return [TrainingRow(*row) for row in rows]
+
+
+def judge_order(ledger: Ledger) -> list[JudgeOrderRow]:
+    """Return, judge by judge and benchmark by benchmark, how much the order of the answers mattered."""
+    rows = _rows(
+        ledger,
+        """
+        WITH pairs AS (
+            SELECT judge, benchmark, version,
+                   avg(value) FILTER (answer_order = 'model_first') AS model_first,
+                   avg(value) FILTER (answer_order = 'baseline_first') AS baseline_first
+            FROM verdicts
+            WHERE answer_order IN ('model_first', 'baseline_first') AND value IS NOT NULL
+            GROUP BY judge, benchmark, version, question, turn, model, baseline
+            HAVING model_first IS NOT NULL AND baseline_first IS NOT NULL
+        )
+        SELECT coalesce(j.name, p.judge) AS judge_name, benchmark, version, count(*) AS pairs,
+               avg((sign(model_first - 0.5) - sign(baseline_first - 0.5)) / 4 + 0.5) AS first_preferred,
+               avg((sign(model_first - 0.5) = sign(baseline_first - 0.5))::INTEGER) AS consistent
+        FROM pairs p LEFT JOIN models j ON j.id = p.judge
+        GROUP BY p.judge, j.name, benchmark, version
+        ORDER BY benchmark, version, judge_name, p.judge
+        """,
+    )
+    return [JudgeOrderRow(*row) for row in rows]
+
+
+def runs(ledger: Ledger) -> list[RunRow]:
+    """Return every run, oldest first; times are in UTC."""
+    rows = _rows(
+        ledger,
+        """
+        SELECT id, command, experiment, versions, epoch(started), epoch(ended), outcome FROM runs ORDER BY started, id
+        """,
+    )
+    return [
+        RunRow(key, command, experiment, json.loads(versions), _utc(started), ended and _utc(ended), outcome)
+        for key, command, experiment, versions, started, ended, outcome in rows
+    ]
+
+
+def failures(ledger: Ledger) -> list[FailureRow]:
+    """Return every call that brought nothing and has not succeeded since."""
+    rows = _rows(
+        ledger,
+        """
+        SELECT f.key, f.stage, coalesce(m.name, f.model) AS model_name, f.benchmark, f.question, f.kind, f.message,
+               f.attempts
+        FROM failures f LEFT JOIN models m ON m.id = f.model
+        ORDER BY f.stage, f.benchmark, model_name, f.question, f.key
+        """,
+    )
+    return [FailureRow(*row) for row in rows]
+
+
+def _rows(ledger: Ledger, query: str, *params: object) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = ledger.sql(query, *params).fetchall()
+    return rows
+
+
+def _utc(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

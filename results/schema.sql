@@ -1,0 +1,281 @@
+-- The ledger's schema. Each `-- version N` section brings a ledger of version N-1 to version N.
+-- Never edit a released section: add the next one. The `-- views` section is applied at every writable open.
+--
+-- Everywhere: `model`, `judge`, `baseline` and `other` are model identities (models.id), `judge` being 'check' where
+-- no judge was asked; `recorded_at` is when the row was stored and `run` the run that stored it (NULL outside a run).
+
+-- version 1
+
+CREATE TABLE meta (
+    version INTEGER PRIMARY KEY,           -- the highest is the ledger's
+    fuseval VARCHAR NOT NULL,              -- the fuseval that brought the ledger to this version
+    created TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+
+CREATE TABLE runs (
+    id VARCHAR PRIMARY KEY,
+    command VARCHAR NOT NULL,
+    experiment VARCHAR NOT NULL,           -- JSON text
+    versions JSON NOT NULL,                -- tool -> version
+    started TIMESTAMPTZ NOT NULL DEFAULT now(),
+    ended TIMESTAMPTZ,
+    outcome VARCHAR                        -- NULL: still running, or killed
+);
+
+CREATE TABLE models (
+    id VARCHAR PRIMARY KEY,
+    name VARCHAR NOT NULL,
+    kind VARCHAR NOT NULL,                 -- checkpoint, endpoint, sft or merge
+    source VARCHAR NOT NULL,
+    parent VARCHAR,
+    recipe VARCHAR NOT NULL,               -- JSON text, '' where the model was only found
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+
+CREATE TABLE questions (
+    benchmark VARCHAR,
+    version VARCHAR,
+    id VARCHAR,
+    category VARCHAR NOT NULL,
+    turns VARCHAR[] NOT NULL,
+    system VARCHAR,
+    reference VARCHAR[] NOT NULL,
+    check_rule VARCHAR,                    -- NULL: needs a judge
+    position BIGINT NOT NULL,              -- grows in the order of adding: the benchmark's own order
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (benchmark, version, id)
+);
+
+CREATE TABLE answers (
+    key VARCHAR PRIMARY KEY,
+    model VARCHAR NOT NULL,
+    benchmark VARCHAR NOT NULL,
+    version VARCHAR NOT NULL,
+    question VARCHAR NOT NULL,
+    turn BIGINT NOT NULL,                 -- from 1
+    text VARCHAR NOT NULL,
+    finish_reason VARCHAR NOT NULL,
+    prompt_tokens BIGINT NOT NULL,
+    output_tokens BIGINT NOT NULL,
+    seconds DOUBLE NOT NULL,
+    seed BIGINT NOT NULL,
+    sampling JSON NOT NULL,
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+
+CREATE TABLE judge_requests (
+    key VARCHAR PRIMARY KEY,
+    judgment VARCHAR NOT NULL,             -- judgments.key; several requests may share one judgment
+    judge VARCHAR NOT NULL,
+    benchmark VARCHAR NOT NULL,
+    version VARCHAR NOT NULL,
+    question VARCHAR NOT NULL,
+    turn BIGINT NOT NULL,
+    model VARCHAR NOT NULL,
+    baseline VARCHAR,
+    answer_order VARCHAR NOT NULL,         -- model_first, baseline_first or single
+    answers VARCHAR[] NOT NULL,            -- answers.key of the model's, then of the baseline's
+    messages JSON NOT NULL,                -- [{"role", "content"}]
+    sampling JSON NOT NULL,
+    reply VARCHAR NOT NULL,                -- the reader's name
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+
+CREATE TABLE judgments (
+    key VARCHAR PRIMARY KEY,
+    judge VARCHAR NOT NULL,
+    text VARCHAR NOT NULL,
+    finish_reason VARCHAR NOT NULL,
+    top_logprobs STRUCT(token VARCHAR, logprob DOUBLE)[] NOT NULL,
+    prompt_tokens BIGINT NOT NULL,
+    output_tokens BIGINT NOT NULL,
+    seconds DOUBLE NOT NULL,
+    served_model VARCHAR NOT NULL,
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+
+CREATE TABLE verdicts (
+    request VARCHAR,                       -- judge_requests.key, or answers.key of a checked answer
+    judge VARCHAR,
+    benchmark VARCHAR NOT NULL,
+    version VARCHAR NOT NULL,
+    question VARCHAR NOT NULL,
+    turn BIGINT NOT NULL,
+    model VARCHAR NOT NULL,
+    baseline VARCHAR,
+    answer_order VARCHAR NOT NULL,
+    value DOUBLE,                          -- NULL: the reply held no verdict
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (request, judge)
+);
+
+CREATE TABLE item_scores (
+    model VARCHAR,
+    benchmark VARCHAR,
+    version VARCHAR,
+    judge VARCHAR,
+    baseline VARCHAR,                      -- '' where there is none (a primary key takes no NULL)
+    metric VARCHAR,
+    question VARCHAR,
+    value DOUBLE,
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (model, benchmark, version, judge, baseline, metric, question)
+);
+
+CREATE TABLE scores (
+    model VARCHAR,
+    benchmark VARCHAR,
+    version VARCHAR,
+    judge VARCHAR,
+    baseline VARCHAR,                      -- '' where there is none
+    metric VARCHAR,
+    value DOUBLE,
+    low DOUBLE,
+    high DOUBLE,
+    n BIGINT NOT NULL,
+    missing BIGINT NOT NULL,
+    flags VARCHAR[] NOT NULL,
+    provenance JSON NOT NULL,              -- asset hashes, prompt hash, sampling, tool versions
+    scored_at TIMESTAMPTZ NOT NULL,
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (model, benchmark, version, judge, baseline, metric)
+);
+
+CREATE TABLE differences (
+    model VARCHAR,
+    other VARCHAR,
+    benchmark VARCHAR,
+    version VARCHAR,
+    judge VARCHAR,
+    metric VARCHAR,
+    value DOUBLE,
+    low DOUBLE,
+    high DOUBLE,
+    p DOUBLE,
+    n BIGINT NOT NULL,
+    missing BIGINT NOT NULL,
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (model, other, benchmark, version, judge, metric)
+);
+
+CREATE TABLE failures (
+    key VARCHAR PRIMARY KEY,               -- of the answer or judgment that is missing
+    stage VARCHAR NOT NULL,
+    model VARCHAR NOT NULL,
+    benchmark VARCHAR NOT NULL,
+    question VARCHAR NOT NULL,
+    kind VARCHAR NOT NULL,
+    message VARCHAR NOT NULL,
+    attempts BIGINT NOT NULL,
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+
+CREATE TABLE training (
+    model VARCHAR,
+    step BIGINT,
+    loss DOUBLE NOT NULL,                  -- nats a token
+    learning_rate DOUBLE NOT NULL,
+    tokens BIGINT NOT NULL,                -- seen so far
+    extra STRUCT(name VARCHAR, value DOUBLE)[] NOT NULL,
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (model, step)
+);
+
+-- views
+
+CREATE OR REPLACE VIEW leaderboard AS
+SELECT
+    s.model,
+    coalesce(m.name, s.model) AS name,
+    coalesce(m.kind, '') AS kind,
+    s.benchmark,
+    s.version,
+    s.judge,
+    coalesce(j.name, s.judge) AS judge_name,
+    coalesce(b.name, nullif(s.baseline, '')) AS baseline_name,
+    s.metric,
+    s.value,
+    s.low,
+    s.high,
+    s.n,
+    s.missing,
+    s.flags,
+    s.provenance,
+    s.scored_at
+FROM scores s
+LEFT JOIN models m ON m.id = s.model
+LEFT JOIN models j ON j.id = s.judge
+LEFT JOIN models b ON b.id = s.baseline
+ORDER BY s.benchmark, s.version, judge_name, baseline_name, s.metric, s.value DESC NULLS LAST, name, s.model;
+COMMENT ON VIEW leaderboard IS 'Every score with its 95 % interval and the names of model, judge and baseline; the best of each metric first.';
+
+CREATE OR REPLACE VIEW answers_wide AS
+SELECT
+    a.key,
+    a.model,
+    coalesce(m.name, a.model) AS model_name,
+    a.benchmark,
+    a.version,
+    a.question,
+    coalesce(q.category, '') AS category,
+    a.turn,
+    coalesce(q.turns[a.turn], '') AS prompt,
+    q.reference[a.turn] AS reference,
+    q.check_rule,
+    a.text,
+    a.finish_reason,
+    a.prompt_tokens,
+    a.output_tokens,
+    a.seconds,
+    CAST(a.sampling ->> '$.temperature' AS DOUBLE) AS temperature,
+    a.seed,
+    a.run,
+    a.recorded_at
+FROM answers a
+LEFT JOIN models m ON m.id = a.model
+LEFT JOIN questions q ON q.benchmark = a.benchmark AND q.version = a.version AND q.id = a.question
+ORDER BY a.benchmark, a.version, q.position, a.question, a.turn, model_name, a.model, a.key;
+COMMENT ON VIEW answers_wide IS 'Every answer with its model''s name and what was asked in that turn (prompt), in the benchmark''s order.';
+
+CREATE OR REPLACE VIEW judgments_wide AS
+SELECT
+    r.key AS request,
+    r.judgment,
+    r.judge,
+    coalesce(j.name, r.judge) AS judge_name,
+    r.benchmark,
+    r.version,
+    r.question,
+    coalesce(q.category, '') AS category,
+    r.turn,
+    r.model,
+    coalesce(m.name, r.model) AS model_name,
+    r.baseline,
+    coalesce(b.name, r.baseline) AS baseline_name,
+    r.answer_order,
+    v.value,
+    g.text AS reply,
+    g.finish_reason,
+    g.top_logprobs,
+    g.recorded_at
+FROM judge_requests r
+JOIN judgments g ON g.key = r.judgment
+LEFT JOIN verdicts v ON v.request = r.key AND v.judge = r.judge
+LEFT JOIN models j ON j.id = r.judge
+LEFT JOIN models m ON m.id = r.model
+LEFT JOIN models b ON b.id = r.baseline
+LEFT JOIN questions q ON q.benchmark = r.benchmark AND q.version = r.version AND q.id = r.question
+ORDER BY r.benchmark, r.version, judge_name, q.position, r.question, r.turn, model_name, r.model, baseline_name,
+    r.answer_order DESC, r.key;
+COMMENT ON VIEW judgments_wide IS 'Every judge request that was answered: who was compared with whom, in which order, the reply, and the value read from it (preference for the model in [0, 1], or a rating; NULL: no verdict).';

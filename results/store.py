@@ -1,0 +1,351 @@
+"""The ledger: add records, find out what is missing, read records back. One process writes, at one time.
+
+The file is plain DuckDB; the tables and views are described in ``schema.sql``. Text that UTF-8 cannot hold (lone
+surrogates in a model's output) is stored with U+FFFD in their place; NUL characters are kept.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import json
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from evals.records import (
+    Answer,
+    Difference,
+    Failure,
+    ItemScore,
+    JudgeRequest,
+    Judgment,
+    Model,
+    Question,
+    Score,
+    TrainingPoint,
+    Verdict,
+)
+from results.connect import connect
+from results.errors import LedgerBusy, LedgerError
+from results.tables import TABLES, Record, clean
+from results.write import Row, transaction, write
+
+T = TypeVar("T")
+
+_COMMIT_EVERY = 0.25  # seconds; a record is promised to be committed within one
+_AMONG = "(SELECT unnest(?::VARCHAR[]))"
+_POSITIONS = itertools.count(time.time_ns())  # so that a later process goes on where this one ended
+_OPEN_FOR_WRITING: set[Path] = set()  # two writers in one process would share the file and conflict
+
+
+class Ledger:
+    """An open ledger. Use :meth:`open`; every method may be called from any thread.
+
+    ``add`` returns at once and a background thread commits, at the latest 0.25 s later; an error of that thread is
+    raised by the next ``add``, ``flush`` or read, and what could not be written is tried again then.
+    """
+
+    def __init__(self, path: Path, connection: Any, *, read_only: bool) -> None:
+        self.path = path
+        self.read_only = read_only
+        self._connection = connection
+        self._idle = connection.cursor()  # cursors for reading come from it, whatever the committer is doing
+        self._run: str | None = None
+        self._pending: list[Row] = []
+        self._pending_lock = threading.Lock()
+        self._write_lock = threading.RLock()
+        self._error: Exception | None = None
+        self._closing = threading.Event()
+        self._exiting = False
+        self._committer = threading.Thread(target=self._commit_for_ever, name="ledger-committer", daemon=True)
+        if not read_only:
+            self._committer.start()
+            atexit.register(self._close_at_exit)
+
+    @classmethod
+    def open(cls, path: str | Path, *, read_only: bool = False) -> Self:
+        """Open the ledger at ``path``; for writing, it and its folder are made and migrated as needed.
+
+        Raises LedgerBusy, LedgerTooNew, NotALedger, or LedgerError for anything else.
+        """
+        path = Path(path).absolute()
+        if read_only:
+            return cls(path, connect(path, read_only=True), read_only=True)
+        real = path.resolve()
+        if real in _OPEN_FOR_WRITING:
+            raise LedgerBusy(f"ledger {path} is already open for writing in this very process: use that Ledger")
+        connection = connect(path, read_only=False)
+        _OPEN_FOR_WRITING.add(real)
+        return cls(path, connection, read_only=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Commit what is pending and close the file; a second call does nothing."""
+        with self._write_lock:
+            if self._closing.is_set():
+                return
+            self._closing.set()
+        atexit.unregister(self._close_at_exit)
+        try:
+            if not self.read_only:
+                self._committer.join()
+                self._commit()
+        finally:
+            self._idle.close()
+            self._connection.close()
+            if not self.read_only:
+                _OPEN_FOR_WRITING.discard(self.path.resolve())
+
+    def _close_at_exit(self) -> None:
+        self._exiting = True  # an interpreter that ends can no longer import what Arrow needs
+        self.close()
+
+    # Writing
+
+    def add(self, *records: Record) -> None:
+        """Store records, at the latest 0.25 s from now; a record stored twice is there once.
+
+        Of answers, judgments, judge requests and questions the first stored stays; of everything else the last.
+        An answer or judgment removes the failure of its key, and a failure of one that is there is not stored.
+        """
+        self._enqueue([_row(record) for record in records])
+
+    def add_scores(self, scores: Iterable[Score], *, provenance: Mapping[str, Any]) -> None:
+        """Store scores with what they rest on (asset hashes, prompt hash, sampling, tool versions), as JSON."""
+        self._enqueue([_row(score, provenance) for score in scores])
+
+    def flush(self) -> None:
+        """Commit everything added so far, now."""
+        self._check_open()
+        self._raise_background_error()
+        self._commit()
+
+    def clear_scores(self, *, benchmark: str, version: str, models: Iterable[str] | None = None) -> None:
+        """Remove scores, item scores and differences of a benchmark (of these models), before it is scored again."""
+        chosen = None if models is None else list(models)
+        with self._writing() as connection:
+            for table in ("scores", "item_scores", "differences"):
+                connection.execute(
+                    f"DELETE FROM {table} WHERE benchmark = $1 AND version = $2 "
+                    "AND ($3::VARCHAR[] IS NULL OR list_contains($3::VARCHAR[], model))",
+                    [benchmark, version, chosen],
+                )
+
+    def start_run(self, *, command: str, experiment: str, versions: Mapping[str, str]) -> str:
+        """Record that a run starts and return its id; what is added from now on carries it."""
+        run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+        with self._writing() as connection:
+            connection.execute(
+                "INSERT INTO runs (id, command, experiment, versions) VALUES (?, ?, ?, ?)",
+                [run, clean(command), clean(experiment), clean(json.dumps(dict(versions)))],
+            )
+        self._run = run
+        return run
+
+    def end_run(self, run_id: str, *, outcome: str) -> None:
+        """Record that a run ended and how; a run that was killed has neither."""
+        with self._writing() as connection:
+            connection.execute("UPDATE runs SET ended = now(), outcome = ? WHERE id = ?", [clean(outcome), run_id])
+        if self._run == run_id:
+            self._run = None
+
+    # Reading: typed records, in an order that depends on nothing but the records
+
+    def have(
+        self, table: Literal["answers", "judgments", "judge_requests", "verdicts"], keys: Iterable[str]
+    ) -> set[str]:
+        """Return those of ``keys`` that are stored (of verdicts: the keys of their requests)."""
+        key = {"answers": "key", "judgments": "key", "judge_requests": "key", "verdicts": "request"}[table]
+        cursor = self._cursor()
+        with cursor:
+            query = f"SELECT {key} FROM {table} WHERE {key} IN {_AMONG}"
+            return {stored for (stored,) in cursor.execute(query, [_cleaned(keys)]).fetchall()}
+
+    def questions(self, benchmark: str, version: str) -> list[Question]:
+        """Return a benchmark's questions in the order in which they were first added."""
+        return self._read(Question, benchmark=benchmark, version=version)
+
+    def models(self) -> list[Model]:
+        """Return every model, by name."""
+        return self._read(Model)
+
+    def answers(
+        self,
+        *,
+        keys: Iterable[str] | None = None,
+        benchmark: str | None = None,
+        version: str | None = None,
+        models: Iterable[str] | None = None,
+    ) -> list[Answer]:
+        """Return answers; ``models`` are identities, and None anywhere means all."""
+        return self._read(Answer, among={"key": keys, "model": models}, benchmark=benchmark, version=version)
+
+    def judge_requests(
+        self,
+        *,
+        keys: Iterable[str] | None = None,
+        benchmark: str | None = None,
+        version: str | None = None,
+        judge: str | None = None,
+    ) -> list[JudgeRequest]:
+        """Return judge requests, answered or not."""
+        return self._read(JudgeRequest, among={"key": keys}, benchmark=benchmark, version=version, judge=judge)
+
+    def judgments(self, *, keys: Iterable[str] | None = None) -> list[Judgment]:
+        """Return judgments by key."""
+        return self._read(Judgment, among={"key": keys})
+
+    def verdicts(
+        self,
+        *,
+        benchmark: str | None = None,
+        version: str | None = None,
+        judge: str | None = None,
+        models: Iterable[str] | None = None,
+    ) -> list[Verdict]:
+        """Return verdicts; those of checks have the judge "check"."""
+        return self._read(Verdict, among={"model": models}, benchmark=benchmark, version=version, judge=judge)
+
+    def item_scores(
+        self,
+        *,
+        benchmark: str | None = None,
+        version: str | None = None,
+        metric: str | None = None,
+        models: Iterable[str] | None = None,
+    ) -> list[ItemScore]:
+        """Return scores of single questions."""
+        return self._read(ItemScore, among={"model": models}, benchmark=benchmark, version=version, metric=metric)
+
+    def scores(self, *, benchmark: str | None = None, model: str | None = None) -> list[Score]:
+        """Return scores; ``model`` is an identity."""
+        return self._read(Score, benchmark=benchmark, model=model)
+
+    def differences(self, *, benchmark: str | None = None, version: str | None = None) -> list[Difference]:
+        """Return paired differences between models."""
+        return self._read(Difference, benchmark=benchmark, version=version)
+
+    def failures(self, *, stage: str | None = None, benchmark: str | None = None) -> list[Failure]:
+        """Return the calls that brought nothing and have not succeeded since."""
+        return self._read(Failure, stage=stage, benchmark=benchmark)
+
+    def training(self, model: str | None = None) -> list[TrainingPoint]:
+        """Return the logged steps of the training runs, of one model or all."""
+        return self._read(TrainingPoint, model=model)
+
+    def benchmarks(self) -> list[tuple[str, str]]:
+        """Return (name, version) of every benchmark that has questions or scores here."""
+        rows = self.sql(
+            "SELECT benchmark, version FROM questions UNION SELECT benchmark, version FROM scores ORDER BY ALL"
+        ).fetchall()
+        return [(benchmark, version) for benchmark, version in rows]
+
+    def sql(self, query: str, *params: object) -> Any:
+        """Run a query over everything added so far; the result has ``fetchall()``, ``df()`` and ``arrow()``."""
+        return self._cursor().execute(query, list(params))
+
+    def _read(
+        self, type_: type[T], *, among: Mapping[str, Iterable[str] | None] | None = None, **equal: str | None
+    ) -> list[T]:
+        table = TABLES[type_]
+        conditions = [f"{column} = ?" for column, value in equal.items() if value is not None]
+        values: list[Any] = [clean(value) for value in equal.values() if value is not None]
+        cursor = self._cursor()
+        with cursor:
+            for column, items in (among or {}).items():
+                if items is not None:
+                    conditions.append(f"{column} IN {_AMONG}")
+                    values.append(_cleaned(items))
+            columns = ", ".join(column.name for column in table.columns)
+            where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+            query = f"SELECT {columns} FROM {table.name} {where} ORDER BY {table.order}"
+            rows = cursor.execute(query, values).fetchall()
+        return [table.record(type_, row) for row in rows]
+
+    def _cursor(self) -> Any:
+        self._check_open()
+        if not self.read_only:
+            self.flush()
+        return self._idle.cursor()  # its own transaction: a long read does not hold up the committer
+
+    # Committing
+
+    def _enqueue(self, rows: Sequence[Row]) -> None:
+        self._check_writable()
+        self._raise_background_error()
+        with self._pending_lock:
+            self._pending.extend(rows)
+
+    def _commit(self) -> None:
+        with self._write_lock:
+            with self._pending_lock:
+                rows, self._pending = self._pending, []
+            if not rows:
+                return
+            try:
+                with transaction(self._connection, self.path):
+                    write(self._connection, rows, run=self._run, bulk=not self._exiting)
+            except BaseException:
+                with self._pending_lock:
+                    self._pending = rows + self._pending
+                raise
+
+    def _commit_for_ever(self) -> None:
+        while not self._closing.wait(_COMMIT_EVERY):
+            try:
+                self._commit()
+            except Exception as error:
+                self._error = error
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Any]:
+        self._check_writable()
+        self.flush()
+        with self._write_lock, transaction(self._connection, self.path):
+            yield self._connection
+
+    def _raise_background_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _check_open(self) -> None:
+        if self._closing.is_set():
+            raise LedgerError(f"ledger {self.path} is closed: open it again")
+
+    def _check_writable(self) -> None:
+        self._check_open()
+        if self.read_only:
+            raise LedgerError(f"ledger {self.path} was opened read-only: open it for writing to add to it")
+
+
+def _row(record: Record, provenance: Mapping[str, Any] | None = None) -> Row:
+    type_ = type(record)
+    if type_ not in TABLES:
+        names = ", ".join(sorted(known.__name__ for known in TABLES))
+        raise TypeError(f"a ledger stores no {type_.__name__}: {record!r}; it stores {names}")
+    extra: tuple[Any, ...] = ()
+    if type_ is Question:
+        extra = (next(_POSITIONS),)
+    elif type_ is Score:
+        text = json.dumps(dict(provenance or {}), ensure_ascii=False, allow_nan=False, sort_keys=True)
+        extra = (clean(text), datetime.now(UTC))
+    return Row(type_, TABLES[type_].row(record), extra)
+
+
+def _cleaned(items: Iterable[str]) -> list[str]:
+    return [clean(item) for item in items]

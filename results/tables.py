@@ -1,0 +1,221 @@
+"""How each record type lies in its table: columns, primary key, and what happens when a key is stored again."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+from evals.records import (
+    Answer,
+    Difference,
+    Failure,
+    ItemScore,
+    JudgeRequest,
+    Judgment,
+    Message,
+    Model,
+    Question,
+    Sampling,
+    Score,
+    TrainingPoint,
+    Verdict,
+)
+
+Record: TypeAlias = (
+    Question
+    | Model
+    | Answer
+    | JudgeRequest
+    | Judgment
+    | Verdict
+    | ItemScore
+    | Score
+    | Difference
+    | Failure
+    | TrainingPoint
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: ``type`` is its DuckDB type, ``store`` and ``load`` carry a field's value in and out."""
+
+    name: str
+    type: str
+    store: Callable[[Any], Any]
+    load: Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Where records of one type lie. ``replace``: a row stored again under its key replaces the first.
+
+    ``extra`` are columns that follow those of the record and that no record holds.
+    """
+
+    name: str
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+    order: str
+    replace: bool
+    extra: tuple[Column, ...] = ()
+
+    def row(self, record: Record) -> tuple[Any, ...]:
+        """Return the record as a row; a value that its column cannot hold raises TypeError or ValueError."""
+        return tuple(
+            _stored(column, record, field.name) for column, field in zip(self.columns, fields(record), strict=True)
+        )
+
+    def record(self, type_: type[Any], row: tuple[Any, ...]) -> Any:
+        """Return the record that a row holds."""
+        return type_(*[column.load(value) for column, value in zip(self.columns, row, strict=True)])
+
+
+def clean(text: str) -> str:
+    """Return text that UTF-8 can hold: every lone surrogate becomes U+FFFD, all else (NUL too) stays as it is."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _stored(column: Column, record: Record, field: str) -> Any:
+    value = getattr(record, field)
+    try:
+        return column.store(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"{type(record).__name__}.{field} = {value!r} does not fit the ledger's column "
+            f"{column.name} ({column.type}): {error}"
+        ) from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"need a str, got {type(value).__name__}")
+    return clean(value)
+
+
+def _integer(value: Any) -> int:
+    number = operator.index(value)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError("need a 64-bit integer")
+    return number
+
+
+def _maybe(store: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else store(value)
+
+
+def _texts(value: Any) -> list[str]:
+    return [_text(item) for item in value]
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _json(value: object) -> str:
+    return clean(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+@lru_cache  # thousands of answers share one
+def _store_sampling(sampling: Sampling) -> str:
+    return _json(asdict(sampling))
+
+
+@lru_cache
+def _load_sampling(text: str) -> Sampling:
+    values = json.loads(text)
+    return Sampling(**{**values, "stop": tuple(values["stop"])})
+
+
+def _load_messages(text: str) -> tuple[Message, ...]:
+    return tuple(Message(**message) for message in json.loads(text))
+
+
+def _pairs(name: str, number: str) -> tuple[str, Callable[[Any], Any], Callable[[Any], Any]]:
+    def store(value: Any) -> list[dict[str, Any]]:
+        return [{name: _text(first), number: float(second)} for first, second in value]
+
+    def load(value: Any) -> tuple[tuple[str, float], ...]:
+        return tuple((pair[name], pair[number]) for pair in value)
+
+    return f"STRUCT({name} VARCHAR, {number} DOUBLE)[]", store, load
+
+
+_TEXT = ("VARCHAR", _text, _same)
+_TEXT_OR_NONE = ("VARCHAR", _maybe(_text), _same)
+_NUMBER = ("DOUBLE", float, _same)
+_NUMBER_OR_NONE = ("DOUBLE", _maybe(float), _same)
+_INTEGER = ("BIGINT", _integer, _same)
+_KINDS: Mapping[str, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "str": _TEXT,
+    "str | None": _TEXT_OR_NONE,
+    "int": _INTEGER,
+    "float": _NUMBER,
+    "float | None": _NUMBER_OR_NONE,
+    "tuple[str, ...]": ("VARCHAR[]", _texts, tuple),
+    "Sampling": ("JSON", _store_sampling, _load_sampling),
+    "tuple[Message, ...]": ("JSON", lambda value: _json([asdict(message) for message in value]), _load_messages),
+}
+_SPECIAL: Mapping[tuple[type[Any], str], tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
+    (Judgment, "top_logprobs"): _pairs("token", "logprob"),
+    (TrainingPoint, "extra"): _pairs("name", "value"),
+    # Part of a primary key, which takes no NULL.
+    (ItemScore, "baseline"): ("VARCHAR", lambda value: _text(value or ""), lambda value: value or None),
+    (Score, "baseline"): ("VARCHAR", lambda value: _text(value or ""), lambda value: value or None),
+}
+_RENAMED = {"order": "answer_order", "check": "check_rule"}  # SQL reserves both words
+
+
+def _table(
+    type_: type[Any], name: str, *, key: str, order: str = "", replace: bool = False, extra: tuple[Column, ...] = ()
+) -> Table:
+    columns = [
+        Column(_RENAMED.get(f.name, f.name), *(_SPECIAL.get((type_, f.name)) or _KINDS[str(f.type)]))
+        for f in fields(type_)
+    ]
+    return Table(name, tuple(key.split()), tuple(columns), order or ", ".join(key.split()), replace, extra)
+
+
+TABLES: Mapping[type[Any], Table] = {
+    Model: _table(Model, "models", key="id", order="name, id", replace=True),
+    Question: _table(
+        Question,
+        "questions",
+        key="benchmark version id",
+        order="benchmark, version, position",  # the benchmark's own: rowid is not (INSERT OR IGNORE sorts by key)
+        extra=(Column("position", "BIGINT", _same, _same),),
+    ),
+    Failure: _table(Failure, "failures", key="key", order="stage, model, benchmark, question, key", replace=True),
+    Answer: _table(Answer, "answers", key="key", order="benchmark, version, question, turn, model, key"),
+    JudgeRequest: _table(
+        JudgeRequest, "judge_requests", key="key", order="benchmark, version, judge, question, turn, model, key"
+    ),
+    Judgment: _table(Judgment, "judgments", key="key"),
+    Verdict: _table(
+        Verdict,
+        "verdicts",
+        key="request judge",
+        order="benchmark, version, judge, question, turn, model, request",
+        replace=True,
+    ),
+    ItemScore: _table(
+        ItemScore, "item_scores", key="model benchmark version judge baseline metric question", replace=True
+    ),
+    Score: _table(
+        Score,
+        "scores",
+        key="model benchmark version judge baseline metric",
+        replace=True,
+        extra=(Column("provenance", "JSON", _json, json.loads), Column("scored_at", "TIMESTAMPTZ", _same, _same)),
+    ),
+    Difference: _table(Difference, "differences", key="model other benchmark version judge metric", replace=True),
+    TrainingPoint: _table(TrainingPoint, "training", key="model step", replace=True),
+}

@@ -1,0 +1,121 @@
+import csv
+import dataclasses
+import json
+
+from reports.compare import interval, number, p_text, statement, to_csv, to_json, to_latex, to_markdown
+from results.queries import DifferenceRow, LeaderboardRow
+
+KEYS = ["model", "benchmark", "version", "judge", "metric", "value", "low", "high", "n", "missing", "flags"]
+
+
+def score(**changes):
+    row = LeaderboardRow(
+        model="5f1d",
+        name="sce",
+        kind="merge",
+        benchmark="starter",
+        version="1",
+        judge="check",
+        judge_name="check",
+        baseline_name=None,
+        metric="accuracy",
+        value=41.666,
+        low=25.0,
+        high=58.333,
+        n=12,
+        missing=0,
+        flags=(),
+    )
+    return dataclasses.replace(row, **changes)
+
+
+def difference(value, low, high, p=0.004, **changes):
+    row = DifferenceRow(
+        "rewriting-sft", "smollm2-135m", "starter", "1", "check", "accuracy:rewriting", value, low, high, p, 12, 0
+    )
+    return dataclasses.replace(row, **changes)
+
+
+def test_a_difference_that_is_shown_is_claimed_with_its_interval():
+    said = statement(difference(41.66, 25.0, 58.33))
+    assert said.verdict == "better"
+    assert said.sentence == (
+        "rewriting-sft beats smollm2-135m on starter accuracy:rewriting by 41.7 [25.0, 58.3] points "
+        "(p = 0.004, n = 12)."
+    )
+
+
+def test_a_loss_is_claimed_the_other_way_round():
+    said = statement(difference(-41.66, -58.33, -25.0, p=0.0002))
+    assert said.verdict == "worse"
+    assert "rewriting-sft loses to smollm2-135m" in said.sentence
+    assert "by 41.7 [25.0, 58.3] points (p < 0.001, n = 12)." in said.sentence
+
+
+def test_nothing_is_claimed_where_the_interval_holds_zero():
+    said = statement(difference(8.3, -8.3, 25.0, p=0.4))
+    assert said.verdict == "none"
+    assert said.sentence == (
+        "no difference shown between rewriting-sft and smollm2-135m on starter accuracy:rewriting: "
+        "+8.3 [−8.3, 25.0] points (p = 0.400, n = 12)."
+    )
+
+
+def test_nothing_is_claimed_where_interval_and_p_disagree_or_one_is_missing():
+    assert statement(difference(8.3, 0.1, 25.0, p=0.06)).verdict == "none"
+    assert statement(difference(8.3, -0.1, 25.0, p=0.01)).verdict == "none"
+    assert statement(difference(8.3, 0.1, 25.0, p=None)).verdict == "none"
+    assert "p missing" in statement(difference(8.3, 0.1, 25.0, p=None)).sentence
+
+
+def test_a_missing_difference_is_said_to_be_missing():
+    said = statement(difference(None, None, None, None, n=0, missing=12, judge_name="gpt", metric="win_rate"))
+    assert said.verdict == "missing"
+    assert said.sentence == (
+        "nothing can be said of rewriting-sft and smollm2-135m on starter win_rate as judged by gpt: "
+        "no question has both scores (n = 0, 12 missing)."
+    )
+
+
+def test_missing_questions_are_named_beside_a_claim():
+    assert statement(difference(9.0, 1.0, 20.0, n=10, missing=2)).sentence.endswith("(p = 0.004, n = 10, 2 missing).")
+
+
+def test_a_missing_value_is_never_a_number():
+    assert number(None, "accuracy") == "missing"
+    assert interval(None, None, "accuracy") == "[missing]"
+    assert p_text(None) == "p missing"
+
+
+def test_per_cents_have_one_place_and_ratings_two():
+    assert number(50.04, "win_rate") == "50.0"
+    assert number(7.906, "average") == "7.91"
+    assert number(-0.01, "win_rate", sign=True) == "0.0"
+
+
+def test_json_holds_the_promised_keys_and_names():
+    [row] = json.loads(to_json([score(judge="9c", judge_name="gpt", flags=("short",))]))
+    assert list(row) == KEYS
+    assert (row["model"], row["judge"], row["value"], row["flags"]) == ("sce", "gpt", 41.666, ["short"])
+
+
+def test_a_missing_value_is_null_in_json_and_empty_in_csv():
+    missing = score(value=None, low=None, high=None, n=0, missing=12)
+    assert json.loads(to_json([missing]))[0]["value"] is None
+    [row] = csv.DictReader(to_csv([missing]).splitlines())
+    assert list(row) == KEYS
+    assert (row["value"], row["low"], row["n"], row["missing"]) == ("", "", "0", "12")
+
+
+def test_a_name_cannot_break_a_markdown_table():
+    lines = to_markdown([score(name="a|b\n<i>"), score(value=None)]).splitlines()
+    assert lines[2].startswith("| a\\|b \\<i\\> | starter 1 | check | accuracy | 41.7 | \\[25.0, 58.3\\] | 12 | 0 |")
+    assert "| missing |" in lines[3]
+    assert len(lines) == 4
+
+
+def test_latex_is_escaped_and_ruled():
+    table = to_latex([score(name=r"50%_a&b\{$#^~}"), score(value=None, low=None, high=None)])
+    assert r"50\%\_a\&b\textbackslash{}\{\$\#\textasciicircum{}\textasciitilde{}\}" in table
+    assert "missing & {}[missing]" in table
+    assert [table.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\\" + "\n")] == [1, 1, 1, 3]

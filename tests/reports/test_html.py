@@ -1,0 +1,182 @@
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from evals.records import (
+    Answer,
+    Difference,
+    Failure,
+    JudgeRequest,
+    Judgment,
+    Message,
+    Model,
+    Question,
+    Sampling,
+    Score,
+    TrainingPoint,
+    Verdict,
+)
+from reports.html import page, write_page
+from results.store import Ledger
+
+HOSTILE = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(1)><!-- <svg onload=alert(1)>"
+    "<a href='javascript:alert(1)'>x</a> \u202egnp.exe \u2028\u2029 &lt;b&gt; {{ 7 * 7 }} \x01"
+)
+BASE = Model("b0", "base", "checkpoint", "found")
+SCE = Model("c1", f"sce {HOSTILE}", "merge", HOSTILE, "b0", json.dumps({"method": "sce", "sources": ["b0", HOSTILE]}))
+QUESTION = Question("starter", "1", "sum", HOSTILE, (HOSTILE, "And then?"), None, ("4", HOSTILE), "number")
+
+
+class Page(HTMLParser):
+    """The elements, the text of each script and style, and the text shown."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.blocks, self.words = [], {"script": [], "style": []}, []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in self.blocks:
+            self.blocks[tag].append("")
+
+    def handle_data(self, data):
+        tag = self.tags[-1][0] if self.tags else ""
+        if tag in self.blocks and self.cdata_elem:
+            self.blocks[tag][-1] += data
+        else:
+            self.words.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def answer(model, turn, text):
+    key = f"a-{model.id}-{turn}"
+    return Answer(key, model.id, "starter", "1", "sum", turn, text, "stop", 9, 3, 0.5, 7, Sampling())
+
+
+def fill(ledger):
+    ledger.add(BASE, SCE, QUESTION, *(answer(model, turn, HOSTILE) for model in (BASE, SCE) for turn in (1, 2)))
+    ledger.add(Verdict("a-c1-2", "check", "starter", "1", "sum", 2, SCE.id, None, "single", 1.0))
+    for order, value in (("model_first", 0.9), ("baseline_first", 0.1)):
+        about = (BASE.id, "starter", "1", "sum", 1, SCE.id, BASE.id, order)
+        asked = (("a-c1-1", "a-b0-1"), (Message("user", "which?"),), Sampling(), "ab")
+        logprobs = (("A", -0.1), (HOSTILE, float("-inf")))
+        ledger.add(JudgeRequest(f"r-{order}", f"j-{order}", *about, *asked))
+        ledger.add(Judgment(f"j-{order}", BASE.id, HOSTILE, "stop", logprobs, 9, 1, 0.1, "b0"))
+        ledger.add(Verdict(f"r-{order}", *about, value))
+    ledger.add(Failure("f", "answer", SCE.id, "starter", "sum", "server", HOSTILE, 3))
+    ledger.add(*(TrainingPoint(SCE.id, step, 3.0 - step, 1e-4, 100 * step) for step in (1, 2)))
+    scores = [
+        Score(SCE.id, "starter", "1", "check", None, "accuracy", 75.0, 50.0, 100.0, 4, 0, (HOSTILE,)),
+        Score(BASE.id, "starter", "1", "check", None, "accuracy", None, None, None, 0, 4),
+    ]
+    ledger.add_scores(scores, provenance={})
+    ledger.add(Difference(SCE.id, BASE.id, "starter", "1", "check", "accuracy", 50.0, 20.0, 80.0, 0.01, 4, 1))
+    run = ledger.start_run(command="fuseval demo", experiment=HOSTILE, versions={"duckdb": "2.0.0"})
+    ledger.end_run(run, outcome="done")
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory):
+    with Ledger.open(tmp_path_factory.mktemp("ledger") / "fuseval.duckdb") as opened:
+        fill(opened)
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def html(ledger):
+    return page(ledger, title=HOSTILE, notes=[f"Plumbing, not quality. {HOSTILE}"])
+
+
+def test_hostile_text_makes_no_element_and_no_handler(html):
+    found = Page(html)
+    tags = {tag for tag, _ in found.tags}
+    assert not tags & {"img", "iframe", "object", "embed", "base", "form", "foreignobject", "image"}
+    assert [attrs.get("type") for attrs in found.all("script")] == ["application/json", None]
+    attributes = [(key, value or "") for _, attrs in found.tags for key, value in attrs.items()]
+    assert not [key for key, _ in attributes if key.startswith("on") or key in ("style", "srcdoc", "src")]
+    assert {value for key, value in attributes if key == "href" and not value.startswith("#")} == {"data:,"}
+
+
+def test_hostile_text_reads_as_it_was_written(html):
+    found = Page(html)
+    assert found.text.count("<img src=x onerror=alert(1)>") >= 6
+    data = json.loads(found.blocks["script"][0])
+    assert {row["text"] for row in data["questions"][0]["answers"]} == {HOSTILE}
+    assert {row["reply"] for row in data["questions"][0]["judgments"]} == {HOSTILE}
+    assert not re.search("[<>&\u2028\u2029]", found.blocks["script"][0])
+
+
+def test_the_policy_allows_this_script_and_this_style_alone(html):
+    found = Page(html)
+    assert found.tags[3][1]["http-equiv"] == "Content-Security-Policy"  # html, head, charset, policy
+    rules = dict(rule.split(maxsplit=1) for rule in found.tags[3][1]["content"].split("; "))
+
+    def hashed(block):
+        return f"'sha256-{base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()}'"
+
+    assert rules == {
+        "default-src": "'none'",
+        "script-src": hashed(found.blocks["script"][1]),
+        "style-src": hashed(found.blocks["style"][0]),
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+
+
+def test_the_script_reads_no_markup():
+    import reports.html
+
+    script = reports.html.__file__.replace("html.py", "page.js")
+    with open(script, encoding="utf-8") as file:
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(", file.read())
+
+
+def test_the_same_ledger_gives_the_same_bytes(ledger, tmp_path):
+    for name in ("new/one.html", "two.html"):
+        write_page(ledger, tmp_path / name, title="Demo")
+    assert (tmp_path / "new/one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+
+
+def test_notes_sentences_and_missing_scores_are_on_the_page(html):
+    text = Page(html).text
+    assert "Plumbing, not quality." in text
+    assert re.search(r"sce .* beats base on starter accuracy by 50\.0 \[20\.0, 80\.0\] points \(p = 0\.010", text)
+    assert re.search(r"base missing \[missing\] 0 4", text)
+
+
+def test_a_judge_that_prefers_a_place_is_called_out(ledger):
+    assert "base mostly judges by place on starter 1" not in page_without_first_place(ledger)
+    assert "kept its preference in 100% of the pairs" not in Page(page(ledger, title="Demo")).text
+
+
+def page_without_first_place(ledger):
+    return Page(page(ledger, title="Demo")).text
+
+
+def test_the_browser_gets_turns_checks_and_both_orders(html):
+    [question] = json.loads(Page(html).blocks["script"][0])["questions"]
+    assert [(turn["turn"], turn["reference"]) for turn in question["turns"]] == [(1, "4"), (2, HOSTILE)]
+    assert question["checks"] == [{"model": SCE.name, "turn": 2, "value": 1.0}]
+    assert {row["order"] for row in question["judgments"]} == {"model_first", "baseline_first"}
+    assert question["judgments"][0]["top_logprobs"] == [["A", -0.1]]  # an impossible token has no finite logarithm
+
+
+def test_an_empty_ledger_makes_a_page(tmp_path):
+    with Ledger.open(tmp_path / "empty.duckdb") as empty:
+        found = Page(page(empty, title="Nothing yet"))
+    assert "No scores yet" in found.text
+    assert len(found.all("script")) == 1

@@ -1,0 +1,175 @@
+"""What reports read is what was stored, with names in place of hashes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from evals.records import (
+    Answer,
+    Difference,
+    Failure,
+    JudgeRequest,
+    Judgment,
+    Message,
+    Model,
+    Question,
+    Sampling,
+    Score,
+    TrainingPoint,
+    Verdict,
+)
+from results import queries
+from results.store import Ledger
+
+SAMPLING = Sampling(temperature=0.5, seed=3)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger.open(tmp_path / "ledger.duckdb") as opened:
+        names = {"m1": "tuned", "m2": "base", "j1": "judge"}
+        opened.add(*[Model(id_, name, "checkpoint", "somewhere") for id_, name in names.items()])
+        opened.add(Question("starter", "1", "q2", "maths", ("1+1?", "+1?"), None, ("2",), "number"))
+        opened.add(Question("starter", "1", "q1", "prose", ("Rhyme.",)))
+        yield opened
+
+
+def answer(key: str, question: str = "q2", *, model: str = "m1", turn: int = 1) -> Answer:
+    return Answer(key, model, "starter", "1", question, turn, "Two.", "stop", 5, 2, 0.1, 11, SAMPLING)
+
+
+def request(key: str, judgment: str, *, order: str = "model_first") -> JudgeRequest:
+    asked = (Message("user", "A or B?"),)
+    return JudgeRequest(
+        key, judgment, "j1", "starter", "1", "q2", 1, "m1", "m2", order, ("a1", "a2"), asked, SAMPLING, "letter"
+    )
+
+
+def verdict(question: str, order: str, value: float | None, *, turn: int = 1) -> Verdict:
+    return Verdict(f"{question}{turn}{order}", "j1", "starter", "1", question, turn, "m1", "m2", order, value)
+
+
+def score(model: str, value: float | None, *, judge: str = "j1", baseline: str | None = "m2") -> Score:
+    return Score(model, "starter", "1", judge, baseline, "win_rate", value, 1.0, 99.0, 10, 1, ("a", "b"))
+
+
+def test_the_leaderboard_has_names_and_the_best_first(ledger: Ledger) -> None:
+    ledger.add(
+        score("m2", 40.0), score("m1", 60.0), score("unknown", None), score("m1", 1.0, judge="check", baseline=None)
+    )
+    rows = queries.leaderboard(ledger)
+    assert [(r.judge_name, r.name, r.baseline_name, r.value) for r in rows] == [
+        ("check", "tuned", None, 1.0),
+        ("judge", "tuned", "base", 60.0),
+        ("judge", "base", "base", 40.0),
+        ("judge", "unknown", "base", None),
+    ]
+    assert (rows[1].model, rows[1].kind, rows[1].judge, rows[1].flags) == ("m1", "checkpoint", "j1", ("a", "b"))
+    assert (rows[1].low, rows[1].high, rows[1].n, rows[1].missing) == (1.0, 99.0, 10, 1)
+
+
+def test_the_leaderboard_can_be_narrowed_by_name_or_identity(ledger: Ledger) -> None:
+    ledger.add(score("m1", 60.0), score("m2", 40.0))
+    assert queries.leaderboard(ledger, model="tuned") == queries.leaderboard(ledger, model="m1", benchmark="starter")
+    assert [row.model for row in queries.leaderboard(ledger, model="tuned")] == ["m1"]
+    assert queries.leaderboard(ledger, benchmark="arena_hard") == []
+
+
+def test_differences_name_both_models(ledger: Ledger) -> None:
+    ledger.add(Difference("m1", "m2", "starter", "1", "check", "accuracy", 5.0, -1.0, 11.0, 0.1, 20, 2))
+    expected = queries.DifferenceRow("tuned", "base", "starter", "1", "check", "accuracy", 5.0, -1.0, 11.0, 0.1, 20, 2)
+    assert queries.differences(ledger) == [expected]
+
+
+def test_answers_stand_beside_what_was_asked_in_that_turn(ledger: Ledger) -> None:
+    ledger.add(answer("a3", "q1"), answer("a2", turn=2), answer("a1"), answer("a4", "gone"))
+    rows = queries.answers_wide(ledger)
+    assert [(r.key, r.category, r.prompt, r.reference, r.check) for r in rows] == [
+        ("a1", "maths", "1+1?", "2", "number"),
+        ("a2", "maths", "+1?", None, "number"),
+        ("a3", "prose", "Rhyme.", None, None),
+        ("a4", "", "", None, None),
+    ]
+    assert (rows[0].model_name, rows[0].temperature, rows[0].seed, rows[0].text) == ("tuned", 0.5, 11, "Two.")
+
+
+def test_judgments_stand_beside_what_was_read_from_them(ledger: Ledger) -> None:
+    ledger.add(request("r1", "g1"), request("r2", "g2", order="baseline_first"), request("r3", "unanswered"))
+    ledger.add(*[Judgment(key, "j1", "A", "stop", (("A", -0.5),), 9, 1, 0.1, "served") for key in ("g1", "g2")])
+    ledger.add(Verdict("r1", "j1", "starter", "1", "q2", 1, "m1", "m2", "model_first", 0.9))
+    first, second = queries.judgments_wide(ledger)
+    assert first == queries.JudgmentRow(
+        "judge", "starter", "1", "q2", "maths", 1, "tuned", "base", "model_first", 0.9, "A", (("A", -0.5),)
+    )
+    assert (second.order, second.value) == ("baseline_first", None)
+
+
+def test_checks_are_the_verdicts_without_a_judge(ledger: Ledger) -> None:
+    ledger.add(Verdict("a1", "check", "starter", "1", "q2", 1, "m1", None, "single", 1.0), verdict("q2", "single", 7.0))
+    assert queries.checks(ledger) == [queries.CheckRow("tuned", "starter", "1", "q2", 1, 1.0)]
+
+
+def test_a_judge_that_always_takes_the_first_is_never_consistent(ledger: Ledger) -> None:
+    for question in ("q1", "q2"):
+        ledger.add(verdict(question, "model_first", 0.9), verdict(question, "baseline_first", 0.1))
+    assert queries.judge_order(ledger) == [queries.JudgeOrderRow("judge", "starter", "1", 2, 1.0, 0.0)]
+
+
+def test_a_judge_that_sees_no_order_is_consistent(ledger: Ledger) -> None:
+    ledger.add(verdict("q1", "model_first", 0.9), verdict("q1", "baseline_first", 0.8))
+    ledger.add(verdict("q2", "model_first", 0.5), verdict("q2", "baseline_first", 0.5))
+    ledger.add(verdict("q3", "model_first", 0.9), verdict("q3", "baseline_first", None))  # no pair
+    ledger.add(verdict("q2", "model_first", 0.2, turn=2), verdict("q2", "single", 9.0))
+    assert queries.judge_order(ledger) == [queries.JudgeOrderRow("judge", "starter", "1", 2, 0.5, 1.0)]
+
+
+def test_training_is_listed_step_by_step(ledger: Ledger) -> None:
+    ledger.add(*[TrainingPoint("m1", step, 3.0 - step, 1e-4, step * 100) for step in (2, 10, 1)])
+    assert [(row.model_name, row.step) for row in queries.training(ledger)] == [
+        ("tuned", 1),
+        ("tuned", 2),
+        ("tuned", 10),
+    ]
+
+
+def test_a_killed_run_has_no_outcome(ledger: Ledger) -> None:
+    done = ledger.start_run(command="fuseval run", experiment='{"a": 1}', versions={"torch": "2.13.0"})
+    ledger.end_run(done, outcome="done")
+    ledger.start_run(command="fuseval demo", experiment="{}", versions={})
+    first, second = queries.runs(ledger)
+    assert (first.id, first.outcome, first.versions, first.experiment) == (
+        done,
+        "done",
+        {"torch": "2.13.0"},
+        '{"a": 1}',
+    )
+    assert first.ended is not None
+    assert first.started <= first.ended
+    assert abs(first.started - datetime.now(UTC)) < timedelta(minutes=5)
+    assert (second.command, second.ended, second.outcome) == ("fuseval demo", None, None)
+
+
+def test_failures_name_the_model(ledger: Ledger) -> None:
+    ledger.add(Failure("k", "answer", "m1", "starter", "q1", "timeout", "took 60 s", 3))
+    expected = queries.FailureRow("k", "answer", "tuned", "starter", "q1", "timeout", "took 60 s", 3)
+    assert queries.failures(ledger) == [expected]
+
+
+def test_an_empty_ledger_has_empty_tables(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path / "empty.duckdb") as empty:
+        for query in (
+            queries.leaderboard,
+            queries.differences,
+            queries.answers_wide,
+            queries.judgments_wide,
+            queries.checks,
+            queries.training,
+            queries.judge_order,
+            queries.runs,
+            queries.failures,
+        ):
+            assert query(empty) == []
