@@ -1,4 +1,4 @@
-"""What every model that chats looks like to the rest of the house, and the client for OpenAI-compatible endpoints."""
+"""What every model that chats looks like to the rest of the house: endpoints and checkpoints in an engine alike."""
 
 from __future__ import annotations
 

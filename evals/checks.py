@@ -9,7 +9,7 @@ from decimal import Decimal
 
 _FENCED = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
 # A sign counts only where no digit or letter stands before it: "7-5" holds 7 and 5.
-_NUMBER = re.compile(r"(?:(?<![\w.])-)?\$?(?<![\d.])(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<![\w.])-)?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 _ANSWER_LINE = re.compile(r"^\s*Answer:(.*)$", re.MULTILINE)
 
 

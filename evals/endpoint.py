@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 OPENAI = "https://api.openai.com/v1"
 NO_KEY = "no-key"  # the openai package sends OPENAI_API_KEY of the environment to anyone unless it is given a key
+CONNECT = 20.0  # seconds to wait for a connection
 LONGEST_PAUSE = 60.0  # seconds between two attempts, where the server does not say
 LONGEST_WISH = 300.0  # seconds: a server that asks for more (a daily quota) ends the request
 
@@ -37,10 +38,11 @@ class EndpointModel:
     """A chat model at ``base_url`` (None: OpenAI's own), its key in the environment variable ``api_key_env``.
 
     ``concurrency`` requests are in flight at most; each has ``timeout`` seconds an attempt and ``max_attempts``
-    attempts, with pauses of ``backoff`` seconds doubling. ``extra_body`` goes into every request's JSON and wins
-    over what stands there; a None in it leaves a field out, as ``{"max_tokens": None, "max_completion_tokens":
-    4096}`` for models that refuse max_tokens. A vLLM server fills in fields that a request leaves out from the
-    model's generation_config.json; ``{"top_k": -1, "repetition_penalty": 1.0}`` switches that off.
+    attempts, with pauses of ``backoff`` seconds doubling; ``Reply.seconds`` is the last attempt's. ``extra_body``
+    goes into every request's JSON and wins over what stands there; a None in it leaves a field out, as
+    ``{"max_tokens": None, "max_completion_tokens": 4096}`` for models that refuse max_tokens. A vLLM server fills
+    in fields that a request leaves out from the model's generation_config.json;
+    ``{"top_k": -1, "repetition_penalty": 1.0}`` switches that off.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class _Call:
     arrivals: queue.SimpleQueue[_Arrival | BaseException | None] = field(default_factory=queue.SimpleQueue)
     _ready: threading.Event = field(default_factory=threading.Event)
     _main: asyncio.Task[Any] | None = None
-    _last_answer: float = 0.0
+    _last_contact: float = 0.0
 
     def run(self) -> None:
         """Ask everything, in this thread; the end, or the exception that ended it, is the last arrival."""
@@ -165,15 +167,16 @@ class _Call:
         while True:
             attempt += 1
             outcome = await self._attempt(client, request)
+            if isinstance(outcome, Reply) or not outcome.unreachable:
+                self._last_contact = time.monotonic()
             if isinstance(outcome, Reply):
-                self._last_answer = time.monotonic()
                 return outcome
             wait = self._pause(attempt) if outcome.wait is None else outcome.wait
             if not outcome.retry or attempt == self.model.max_attempts or wait > LONGEST_WISH:
                 break
             await asyncio.sleep(wait)
         message = self._clean(outcome.message)
-        if outcome.unreachable and self._last_answer < began:  # nor did any other request get through meanwhile
+        if outcome.unreachable and self._last_contact < began:  # nor did any other request get through meanwhile
             raise ChatError(
                 f"nothing answers at {self._place()} for model {self.model.model!r} (attempt {attempt}, "
                 f"{time.monotonic() - began:.1f} s): start the server or correct base_url. {message}"
@@ -187,7 +190,7 @@ class _Call:
         body = request_body(request, extra=self.model.extra_body)
         try:
             # The whole attempt is bounded here, because a transport's own timeouts bound each read alone. The
-            # messages are part of extra_body, where the package does not walk through them: a third less CPU time.
+            # messages are part of extra_body: as an argument the package walks through them, a fifth of its CPU time.
             async with asyncio.timeout(self.model.timeout):
                 raw = await client.chat.completions.with_raw_response.create(
                     model=self.model.model, messages=[], extra_body=body
@@ -224,11 +227,12 @@ def _client(model: EndpointModel, key: str) -> openai.AsyncOpenAI:
 
     http: Any
     try:
-        http = openai.DefaultAioHttpClient(timeout=None)  # half the CPU time a request of the default transport
+        http = openai.DefaultAioHttpClient()  # about two thirds of the default transport's CPU a request
     except RuntimeError:  # aiohttp is not installed
-        http = openai.DefaultAsyncHttpxClient(timeout=None)
+        http = openai.DefaultAsyncHttpxClient()
+    timeout = openai.Timeout(None, connect=CONNECT)  # the rest is bounded an attempt
     client = openai.AsyncOpenAI(
-        api_key=key, base_url=model.base_url or OPENAI, max_retries=0, timeout=None, http_client=http
+        api_key=key, base_url=model.base_url or OPENAI, max_retries=0, timeout=timeout, http_client=http
     )
     if model.base_url is not None:
         client.organization = client.project = None  # OpenAI's, from the environment: nobody else's business

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # TGI: "`inputs` tokens + `max_new_tokens` must be"; Anthropic: "prompt is too long"; Gemini: "input token count".
 _CONTEXT = re.compile(
     r"context_length_exceeded|maximum (?:context|model) *length|context (?:size|window|length)|prompt is too long"
-    r"|tokens \+ `?max_new_tokens|input token count",
+    r"|max_model_len|tokens \+ `?max_new_tokens|input token count",
     re.IGNORECASE,
 )
 _FILTER = re.compile(
@@ -73,14 +73,16 @@ def _fatal(status: int, *, code: str, text: str) -> str | None:
 
 def read_connection(error: openai.APIConnectionError) -> Trouble:
     """Classify a request that got no answer; ``unreachable`` when the server was never reached."""
-    cause: BaseException = error
-    unreachable = False
-    while cause.__cause__ is not None:
+    causes: list[BaseException] = []
+    cause = error.__cause__
+    while cause is not None:
+        causes.append(cause)
         cause = cause.__cause__
-        # By name: the default transport's class, and that of aiohttp, which need not be installed.
-        names = {each.__name__ for each in type(cause).__mro__}
-        unreachable = unreachable or bool(names & {"ConnectError", "ClientConnectorError"})
-    message = f"no connection: {type(cause).__name__}: {cause}" if unreachable else f"connection lost: {cause!r}"
+    # By name: the default transport's class, and those of aiohttp, which need not be installed.
+    names = {each.__name__ for cause in causes for each in type(cause).__mro__}
+    unreachable = bool(names & {"ConnectError", "ClientConnectorError", "ConnectionTimeoutError"})
+    said = next((str(cause) for cause in causes if str(cause)), error.message)
+    message = f"{'no connection' if unreachable else 'connection lost'}: {said}"
     return Trouble("connection", message, retry=True, unreachable=unreachable)
 
 

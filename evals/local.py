@@ -29,7 +29,7 @@ SHAPE_IRRELEVANT = ("_name_or_path", "transformers_version", "dtype", "torch_dty
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How the engine runs; ``dtype`` "auto" is float32 on a CPU, where others are slower, and the checkpoint's on a GPU.
+    """How the engine runs; ``dtype`` "auto" is float32 on a CPU, where it is fastest, and the checkpoint's on a GPU.
 
     ``max_model_len`` bounds prompt and reply together, in tokens, and is lowered to what the model was made for.
     """

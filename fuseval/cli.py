@@ -178,7 +178,7 @@ def report(
             raise ConfigError("--json, --csv, --markdown and --latex exclude each other: give one")
         with _open(ledger, read_only=True) as opened:
             for write in wanted:
-                sys.stdout.write(write(compare.comparison(opened).rows).rstrip("\n") + "\n")
+                sys.stdout.write(write(compare.comparison(opened).rows))
             if output or not wanted:
                 page = output or Path("report.html")
                 _write_page(opened, page, title=title or ledger.stem)
@@ -261,7 +261,7 @@ def _experiment(
         experiment = load_experiment(file)
         models = resolve(experiment, beside=file.parent, cache=_cache())
         path = ledger or Path(experiment.ledger)
-        with _open(path, new=not dry_run, read_only=dry_run) as opened, stages() as watch:
+        with _open_or_pretend(path, read_only=dry_run) as opened, stages() as watch:
             engines = Engines(experiment.engine.settings(), watch, os.environ)
             session = Run(experiment, models, opened, engines, watch, limit)
             if dry_run:
@@ -281,11 +281,24 @@ def _experiment(
 
 
 @contextlib.contextmanager
-def _open(path: Path, *, read_only: bool = False, new: bool = False) -> Iterator[Ledger]:
+def _open_or_pretend(path: Path, *, read_only: bool) -> Iterator[Ledger]:
+    """Open a ledger, made if need be; to look only at one that is not there, an empty one is made elsewhere."""
+    import tempfile
+
+    from results.store import Ledger
+
+    with tempfile.TemporaryDirectory() as elsewhere:
+        pretend = read_only and not path.exists()
+        with Ledger.open(Path(elsewhere) / "empty" if pretend else path, read_only=read_only and not pretend) as opened:
+            yield opened
+
+
+@contextlib.contextmanager
+def _open(path: Path, *, read_only: bool = False) -> Iterator[Ledger]:
     from fuseval.config import ConfigError
     from results.store import Ledger
 
-    if not new and not path.exists():
+    if not path.exists():
         raise ConfigError(f"there is no ledger {path}: give --ledger, or make one with `fuseval run`")
     with Ledger.open(path, read_only=read_only) as opened:
         yield opened
@@ -321,7 +334,7 @@ def _leaderboard(ledger: Ledger, *, as_json: bool, benchmark: str | None = None,
 
     found = compare.comparison(ledger, benchmark=benchmark, model=model)
     if as_json:
-        sys.stdout.write(compare.to_json(found.rows) + "\n")
+        sys.stdout.write(compare.to_json(found.rows))
         return
     show(
         [
@@ -347,7 +360,6 @@ def _leaderboard(ledger: Ledger, *, as_json: bool, benchmark: str | None = None,
 def _write_page(ledger: Ledger, page: Path, *, title: str, notes: Sequence[str] = ()) -> None:
     from reports.html import write_page
 
-    page.parent.mkdir(parents=True, exist_ok=True)
     write_page(ledger, page, title=title, notes=notes)
 
 

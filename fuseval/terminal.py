@@ -1,4 +1,4 @@
-"""What the terminal shows: messages, tables, and a bar with an ETA for each stage (plain lines where it is no terminal)."""
+"""What the terminal shows: messages, tables, and a bar with an ETA for each stage (plain lines into a file)."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from evals.records import Judgment, JudgeRequest, Verdict
+from evals.records import JudgeRequest, Judgment, Verdict
 
 
 @dataclass(frozen=True, slots=True)

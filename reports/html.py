@@ -223,7 +223,8 @@ def _recipes(models: Sequence[Model]) -> list[dict[str, Any]]:
             recipe = {"recipe": model.recipe}
         recipe = recipe if isinstance(recipe, dict) else {"recipe": recipe}
         facts = {"made from": names.get(model.parent, model.parent)} if model.parent else {}
-        facts |= {str(key): _text(value, names) for key, value in recipe.items()}
+        said = {"kind": model.kind, "base": model.parent}
+        facts |= {key: _text(value, names) for key, value in recipe.items() if value is None or said.get(key) != value}
         made.append({"name": model.name, "kind": model.kind, "facts": list(facts.items())})
     return made
 
@@ -246,7 +247,7 @@ def _table(rows: Sequence[Any], *, without: Sequence[str] = ()) -> dict[str, Any
         return {}
     columns = [field.name for field in dataclasses.fields(rows[0]) if field.name not in without]
     cells = [["" if (value := getattr(row, name)) is None else _text(value) for name in columns] for row in rows]
-    return {"columns": [name.replace("_", " ") for name in columns], "rows": cells}
+    return {"columns": [name.removesuffix("_name").replace("_", " ") for name in columns], "rows": cells}
 
 
 def _facts(answers: Sequence[AnswerRow], judgments: Sequence[JudgmentRow]) -> list[tuple[str, str]]:

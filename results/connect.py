@@ -85,7 +85,7 @@ def _translated(error: Exception, path: Path) -> LedgerError:
         pid = int(holder["pid"]) if holder else None
         return LedgerBusy(
             f"ledger {path} is in use by {_process(pid)}: wait until that ends, or stop it. "
-            "While one process writes to a ledger no other can open it, not even to read",
+            "A ledger is open to one writer or to any number of readers, never to both",
             pid=pid,
         )
     if "not a valid DuckDB database" in text:

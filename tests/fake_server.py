@@ -70,6 +70,9 @@ def too_long(wording: str = "vllm") -> Behaviour:
     if wording == "vllm engine":
         said = "The decoder prompt (length 3000) is longer than the maximum model length of 2048. Make sure that …"
         return error(400, said, code=400)
+    if wording == "vllm max_tokens":
+        said = "max_tokens=5000 cannot be greater than max_model_len=512. Please request fewer output tokens."
+        return error(400, said, code=400)
     said = (
         "This model's maximum context length is 2048 tokens. However, your prompt contains at least 2049 input tokens, "
         "which exceeds this limit even without any output tokens. Please reduce the length of the input prompt."

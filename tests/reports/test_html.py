@@ -137,12 +137,10 @@ def test_the_policy_allows_this_script_and_this_style_alone(html):
     }
 
 
-def test_the_script_reads_no_markup():
-    import reports.html
-
-    script = reports.html.__file__.replace("html.py", "page.js")
-    with open(script, encoding="utf-8") as file:
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(", file.read())
+def test_the_script_reads_no_markup(html):
+    script = Page(html).blocks["script"][1]
+    assert "textContent" in script
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(", script)
 
 
 def test_the_same_ledger_gives_the_same_bytes(ledger, tmp_path):
@@ -158,13 +156,20 @@ def test_notes_sentences_and_missing_scores_are_on_the_page(html):
     assert re.search(r"base missing \[missing\] 0 4", text)
 
 
-def test_a_judge_that_prefers_a_place_is_called_out(ledger):
-    assert "base mostly judges by place on starter 1" not in page_without_first_place(ledger)
-    assert "kept its preference in 100% of the pairs" not in Page(page(ledger, title="Demo")).text
+def test_a_judge_that_prefers_a_place_is_called_out(html):
+    assert (
+        "base mostly judges by place on starter 1: it kept its preference in 0% of the pairs when the answers changed "
+        "places, and preferred the answer shown first in 100% of its judgments"
+    ) in Page(html).text
 
 
-def page_without_first_place(ledger):
-    return Page(page(ledger, title="Demo")).text
+def test_a_judge_that_prefers_an_answer_is_not(tmp_path):
+    with Ledger.open(tmp_path / "fair.duckdb") as fair:
+        for order in ("model_first", "baseline_first"):
+            fair.add(Verdict(f"r-{order}", BASE.id, "starter", "1", "sum", 1, SCE.id, BASE.id, order, 0.9))
+        text = Page(page(fair, title="Demo")).text
+    assert "1 100% 50%" in text
+    assert "judges by place" not in text
 
 
 def test_the_browser_gets_turns_checks_and_both_orders(html):

@@ -1,0 +1,47 @@
+# Everything works from a fresh clone: each target makes the environment it needs, once.
+#   make demo    fuse, answer, judge and report with a real 135M model
+#   make test    all that CI runs: format, lint, types, every test
+#   make check   the fast part of it, under a minute
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo test check slow venv format clean
+
+demo: $(READY)
+	$(BIN)/fuseval demo
+
+test: check slow
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q -m "not slow"
+
+slow: $(READY)
+	$(BIN)/pytest -q -m slow
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+venv: $(READY)
+
+# --no-deps keeps torchvision, torchaudio and torchcodec out: their PyPI builds need CUDA and break transformers
+# beside a CPU torch. requirements/cpu.txt is complete, and pins torch's CPU build, so that CUDA is never pulled.
+$(READY): requirements/cpu.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "fuseval needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+		|| { echo "python3 -m venv failed: install your system's venv package (Debian: python3-venv)" >&2; exit 2; }
+	@echo "installing about 200 pinned packages (4 GB) into $(VENV); this takes some minutes, once"
+	@$(BIN)/python -m pip install --no-deps --quiet --disable-pip-version-check -r requirements/cpu.txt \
+		|| { echo "The install stopped. If the CPU build torch==2.13.0+cpu was not found, add PyTorch's own CPU index:" >&2; \
+		     echo "    PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make venv" >&2; exit 2; }
+	@$(BIN)/python -m pip install --no-deps --no-build-isolation --quiet --disable-pip-version-check -e .
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

