@@ -70,6 +70,7 @@ def run(
         page = Path(session.experiment.report)
         _write_page(session.ledger, page, title=session.experiment.name, notes=session.experiment.notes)
         _leaderboard(session.ledger, as_json=as_json)
+    say(*session.experiment.notes, style="yellow")
     say(f"report: {page}", f"ledger: {session.ledger.path}")
     _check_coverage(covered, session)
 
@@ -336,25 +337,13 @@ def _leaderboard(ledger: Ledger, *, as_json: bool, benchmark: str | None = None,
     if as_json:
         sys.stdout.write(compare.to_json(found.rows))
         return
-    show(
-        [
-            {
-                "benchmark": r.benchmark,
-                "model": r.name,
-                "metric": r.metric,
-                "judge": r.judge_name,
-                "value": "missing" if r.value is None else f"{r.value:.1f}",
-                "95 %": "" if r.low is None or r.high is None else f"{r.low:.1f} – {r.high:.1f}",
-                "n": r.n,
-                "missing": r.missing,
-                "flags": " ".join(r.flags),
-            }
-            for r in found.rows
-        ],
-        as_json=False,
-        title="Leaderboard",
-    )
-    say(*(f"· {d.sentence}" for d in found.statements))
+    for title, table in compare.grids(found.rows).items():
+        show(table, as_json=False, title=f"{title}: value, 95 % interval")
+    claims = [s for s in found.statements if s.verdict in ("better", "worse")]
+    if claims:
+        say("What the paired differences show:", *(f"  {s.sentence}" for s in claims))
+    if undecided := len(found.statements) - len(claims):
+        say(f"No difference shown in {undecided} other comparisons; the report has them all.")
 
 
 def _write_page(ledger: Ledger, page: Path, *, title: str, notes: Sequence[str] = ()) -> None:

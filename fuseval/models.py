@@ -49,7 +49,7 @@ def resolve(experiment: Experiment, *, beside: Path, cache: Path) -> dict[str, C
     found: dict[str, Candidate] = {}
     for spec in experiment.models:
         found[spec.name] = _existing(spec, beside=beside, cache=cache)
-    folder = Path(experiment.checkpoints).absolute()
+    folder = Path(experiment.checkpoints)
     for target in experiment.fusion.targets:
         found[target.name] = _target(target, found, beside=beside, folder=folder)
     for merge in experiment.fusion.merges:
@@ -140,7 +140,7 @@ def _target(target: Target, known: Mapping[str, Candidate], *, beside: Path, fol
     }
     return Candidate(
         _made(target.name, "sft", recipe, parent=base.id, folder=folder), target.evaluate,
-        folder / f"{target.name}-{content_key(recipe)[:8]}", target=target, data=data,
+        (folder / f"{target.name}-{content_key(recipe)[:8]}").absolute(), target=target, data=data,
     )  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def _merge(merge: Merge, known: Mapping[str, Candidate], *, folder: Path) -> Can
     }
     return Candidate(
         _made(merge.name, "merge", recipe, parent=known[merge.base].id, folder=folder), merge.evaluate,
-        folder / f"{merge.name}-{content_key(recipe)[:8]}", merge=merge,
+        (folder / f"{merge.name}-{content_key(recipe)[:8]}").absolute(), merge=merge,
     )  # fmt: skip
 
 

@@ -122,6 +122,30 @@ def to_csv(rows: Sequence[LeaderboardRow]) -> str:
     return text.getvalue()
 
 
+def grids(rows: Sequence[LeaderboardRow]) -> dict[str, list[dict[str, str]]]:
+    """Return a small table a benchmark: a row a model, a column a metric, value over interval over what is missing."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for row in rows:
+        judged = "" if row.judge_name == "check" else f"\nby {row.judge_name}"
+        missing = f"\n{row.missing} {MISSING}" if row.missing and row.value is not None else ""
+        flags = "".join(f"\n{flag}" for flag in row.flags)
+        span = "" if row.value is None else f"\n{interval(row.low, row.high, row.metric)}"
+        cell = f"{number(row.value, row.metric)}{span}{missing}{flags}"
+        models = found.setdefault(f"{row.benchmark} {row.version}", {})
+        column = row.metric.replace(":", ":\n", 1) + judged
+        models.setdefault(row.name, {})[column] = cell
+    return {
+        benchmark: [
+            {
+                "model": name,
+                **{column: cells.get(column, "") for column in dict.fromkeys(c for m in models.values() for c in m)},
+            }
+            for name, cells in models.items()
+        ]
+        for benchmark, models in found.items()
+    }
+
+
 def _plain(row: LeaderboardRow) -> dict[str, object]:
     values = (row.name, row.benchmark, row.version, row.judge_name, row.metric, row.value, row.low, row.high)
     return dict(zip(COLUMNS, (*values, row.n, row.missing, list(row.flags)), strict=True))
