@@ -199,12 +199,14 @@ def assets(
 
         cache, mirror = _cache() / "assets", _mirror()
         wanted = [asset.name for asset in table.asset_table()] if fetch_all else names or []
+        failed = []
         with stages() as watch:
-            for number, name in enumerate(wanted):
+            for number, name in enumerate(wanted, start=1):
+                try:
+                    table.find(name, cache=cache, mirror=mirror)
+                except table.AssetError as error:  # the others may still be had
+                    failed.append(str(error))
                 watch("fetch assets", number, len(wanted))
-                table.find(name, cache=cache, mirror=mirror)
-            if wanted:
-                watch("fetch assets", len(wanted), len(wanted))
         rows = [
             {
                 "name": a.name,
@@ -215,8 +217,9 @@ def assets(
             for a in table.asset_table()
         ]
         show(rows, as_json=as_json, title="Assets")
-        if any(row["state"] == "corrupt" for row in rows):
-            raise typer.Exit(1)
+        corrupt = [f"{row['name']} is not what its hash says: remove it" for row in rows if row["state"] == "corrupt"]
+        if failed or corrupt:
+            _fail("\n".join(failed + corrupt), code=1)
 
 
 @app.command()
