@@ -13,13 +13,23 @@ from evals.records import Answer, ItemScore, JudgeRequest, Message, Question, Sa
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """Scores wanted of ``model``: by ``judge`` (or "check"), against ``baseline`` (or None), on ``questions``."""
+
+    model: str
+    judge: str
+    baseline: str | None
+    questions: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Benchmark:
     """A benchmark: its questions, how they are asked, what a judge is asked about the answers, how that is scored.
 
     ``requests(question, answers, baseline_answers, judge)`` returns what to ask ``judge`` (an identity) about one
     model's answers to one question, every turn answered; nothing where no judge is needed. ``check(question,
-    answers)`` returns the verdict of a check without a judge, or None. ``items(questions, verdicts)`` returns every
-    model's value on every question of the metrics that these verdicts support.
+    answers)`` returns the verdict of a check without a judge, or None. ``items(questions, verdicts, wanted)`` returns
+    what is wanted: a value, or None where there is no verdict, for each question that the metric rests on.
     """
 
     name: str
@@ -28,7 +38,7 @@ class Benchmark:
     sampling: Callable[[Question], Sampling]
     requests: Callable[[Question, Sequence[Answer], Sequence[Answer], str], Sequence[JudgeRequest]]
     check: Callable[[Question, Sequence[Answer]], Verdict | None]
-    items: Callable[[Sequence[Question], Sequence[Verdict]], list[ItemScore]]
+    items: Callable[[Sequence[Question], Sequence[Verdict], Sequence[Wanted]], list[ItemScore]]
 
 
 def judge_request(

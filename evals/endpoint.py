@@ -40,8 +40,9 @@ class EndpointModel:
     ``concurrency`` requests are in flight at most; each has ``timeout`` seconds an attempt and ``max_attempts``
     attempts, with pauses of ``backoff`` seconds doubling; ``Reply.seconds`` is the last attempt's. ``extra_body``
     goes into every request's JSON and wins over what stands there; a None in it leaves a field out, as
-    ``{"max_tokens": None, "max_completion_tokens": 4096}`` for models that refuse max_tokens. A vLLM server fills
-    in fields that a request leaves out from the model's generation_config.json;
+    ``{"max_tokens": None, "max_completion_tokens": 4096}`` for models that refuse max_tokens, or
+    ``{"structured_outputs": None}`` for servers that refuse this field of vLLM's (OpenAI is never sent it). A vLLM
+    server fills in fields that a request leaves out from the model's generation_config.json;
     ``{"top_k": -1, "repetition_penalty": 1.0}`` switches that off.
     """
 
@@ -58,7 +59,7 @@ class EndpointModel:
         backoff: float = 1.0,
     ) -> None:
         if base_url is not None and not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url {base_url!r} of model {model!r} is no URL: write http://host:port/v1")
+            raise ChatError(f"base_url {base_url!r} of model {model!r} is no URL: write http://host:port/v1")
         for name, value in (("concurrency", concurrency), ("max_attempts", max_attempts), ("timeout", timeout)):
             if value <= 0:
                 raise ValueError(f"{name} of model {model!r} is {value}: give a number above 0")
@@ -176,6 +177,8 @@ class _Call:
                 break
             await asyncio.sleep(wait)
         message = self._clean(outcome.message)
+        if outcome.hint:
+            message = f"{message}: {outcome.hint}"
         if outcome.unreachable and self._last_contact < began:  # nor did any other request get through meanwhile
             raise ChatError(
                 f"nothing answers at {self._place()} for model {self.model.model!r} (attempt {attempt}, "
@@ -187,7 +190,7 @@ class _Call:
         import openai
 
         began = time.monotonic()
-        body = request_body(request, extra=self.model.extra_body)
+        body = request_body(request, extra=self.model.extra_body, for_openai=self.model.base_url is None)
         try:
             # The whole attempt is bounded here, because a transport's own timeouts bound each read alone. The
             # messages are part of extra_body: as an argument the package walks through them, a fifth of its CPU time.
@@ -198,7 +201,7 @@ class _Call:
         except TimeoutError:
             return Trouble("timeout", f"no reply within {self.model.timeout:g} s", retry=True)
         except openai.APIStatusError as error:
-            trouble = read_status(error)
+            trouble = read_status(error, sent=body)
             if trouble.fatal is not None:
                 advice = trouble.fatal.format(env=self.model.api_key_env or "api_key_env", model=self.model.model)
                 message = f"model {self.model.model!r} at {self._place()}: {advice} ({self._clean(trouble.message)})"
@@ -239,8 +242,11 @@ def _client(model: EndpointModel, key: str) -> openai.AsyncOpenAI:
     return client
 
 
-def request_body(request: ChatRequest, *, extra: Mapping[str, object]) -> dict[str, object]:
-    """Return the JSON body of a request but for its model; fields of ``extra`` win, None leaves a field out."""
+def request_body(request: ChatRequest, *, extra: Mapping[str, object], for_openai: bool) -> dict[str, object]:
+    """Return the JSON body of a request but for its model; fields of ``extra`` win, None leaves a field out.
+
+    ``for_openai`` leaves out structured_outputs, which is vLLM's: OpenAI refuses fields that it does not know.
+    """
     sampling = request.sampling
     body: dict[str, object] = {
         "messages": [{"role": message.role, "content": message.content} for message in request.messages],
@@ -253,7 +259,7 @@ def request_body(request: ChatRequest, *, extra: Mapping[str, object]) -> dict[s
         "repetition_penalty": sampling.repetition_penalty if sampling.repetition_penalty != 1.0 else None,
         "logprobs": True if request.top_logprobs else None,
         "top_logprobs": request.top_logprobs or None,
-        "structured_outputs": {"choice": list(request.choices)} if request.choices else None,
+        "structured_outputs": {"choice": list(request.choices)} if request.choices and not for_openai else None,
     }
     return {name: value for name, value in {**body, **extra}.items() if value is not None}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import email.utils
 import re
 import time
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,11 +25,20 @@ _FILTER = re.compile(
     re.IGNORECASE,
 )
 
+# OpenAI: "Unknown parameter: 'x'", "Unrecognized request argument supplied: x"; pydantic (Mistral, Anthropic): "Extra
+# inputs are not permitted"; Groq: "property 'x' is unsupported"; Gemini: 'Unknown name "x"'.
+_UNKNOWN = re.compile(
+    r"(?:unknown|unrecogni[sz]ed|unexpected|extra|additional)[_ ](?:\w+ )?"
+    r"(?:parameter|argument|field|input|name|key|propert|forbidden)|propert\w+ \S+ is (?:unsupported|not allowed)",
+    re.IGNORECASE,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
     """Why an attempt brought no reply; ``wait`` is the server's wish in seconds before the next one.
 
+    ``hint`` is what to do about it, where that is known.
     ``fatal`` is what to do where no request can succeed (may name {env} and {model}); ``unreachable`` that not even
     a connection was made.
     """
@@ -39,10 +49,11 @@ class Trouble:
     wait: float | None = None
     fatal: str | None = None
     unreachable: bool = False
+    hint: str = ""
 
 
-def read_status(error: openai.APIStatusError) -> Trouble:
-    """Classify an HTTP error status by its number and its body."""
+def read_status(error: openai.APIStatusError, *, sent: Iterable[str] = ()) -> Trouble:
+    """Classify an HTTP error status by its number and its body; ``sent`` are the fields of the request."""
     status, text = error.status_code, error.response.text
     bare = f"Error code: {status}"  # the openai package found no message in the body
     message = f"{bare} - {text[:300]}" if error.message == bare and text else error.message
@@ -56,7 +67,18 @@ def read_status(error: openai.APIStatusError) -> Trouble:
     if status in (408, 409, 425, 429) or status >= 500:
         kind = {408: "timeout", 429: "rate_limit"}.get(status, "server")
         return Trouble(kind, message, retry=True, wait=retry_after(error.response.headers))
-    return Trouble("bad_request", message)
+    field = unknown_field(text, sent=sent) if status in (400, 422) else None
+    hint = f"set extra_body: {{{field}: null}} for this endpoint" if field else ""
+    return Trouble("bad_request", message, hint=hint)
+
+
+def unknown_field(text: str, *, sent: Iterable[str]) -> str | None:
+    """Return the field of the request that the server's error calls unknown; None when it says nothing of the kind."""
+    if not _UNKNOWN.search(text):
+        return None
+    found = {field: re.search(rf"\b{re.escape(field)}\b", text) for field in sent if field != "messages"}
+    places = {field: match.start() for field, match in found.items() if match}
+    return min(places, key=lambda field: places[field], default=None)
 
 
 def _fatal(status: int, *, code: str, text: str) -> str | None:
@@ -104,6 +126,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def one_line(message: str, *, width: int = 500) -> str:
-    """Return the message on one line of at most ``width`` characters."""
-    line = " ".join(message.split())
+    """Return the message on one line of at most ``width`` characters, none of which a terminal would obey.
+
+    Control and format characters go, and lone surrogates, which cannot be written as UTF-8.
+    """
+    line = "".join(c for c in " ".join(message.split()) if unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
     return line if len(line) <= width else line[: width - 1] + "…"

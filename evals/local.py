@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from evals.chat import ChatError, ChatRequest, NoReply, Reply
+from evals.endpoint_errors import one_line
 
 WINDOW = 512  # requests handed to the engine at a time: enough to fill any batch, and memory stays flat
 
@@ -39,6 +40,13 @@ class EngineSettings:
     kv_cache_gib: float = 1.0  # CPU only; a GPU engine takes gpu_memory_utilization
     gpu_memory_utilization: float = 0.9
     tensor_parallel: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    begun: float
+    prompt_tokens: int
+    max_tokens: int
 
 
 class WeightSwap:
@@ -68,15 +76,17 @@ class LocalModel:
         self._set_tokenizer(folder)
 
     def fits(self, folder: Path) -> bool:
-        """Say whether :meth:`load` can put ``folder``'s weights here: same architecture, shapes and vocabulary."""
-        return _shape(folder) == _shape(self.folder)
+        """Say whether :meth:`load` can put ``folder``'s weights here: same architecture, vocabulary and stop tokens."""
+        return self._engine is not None and _shape(folder) == _shape(self.folder)
 
     def load(self, folder: Path, *, identity: str) -> None:
         """Swap in the weights and the chat template of ``folder``, of the same shape, and forget what was cached."""
         if identity == self.identity:
             return
         if not self.fits(folder):
-            raise ChatError(f"{folder} has another architecture or vocabulary than {self.folder}: start a new engine")
+            raise ChatError(
+                f"{folder} has another architecture, vocabulary or stop tokens than {self.folder}: start a new engine"
+            )
         self._engine.collective_rpc("swap_weights", args=(str(folder),))
         self._engine.reset_prefix_cache()
         self.folder, self.identity = folder, identity
@@ -96,35 +106,60 @@ class LocalModel:
         return [int(i) for i in ids]
 
     def chat(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, Reply | NoReply]]:
-        """Yield what came of each request as the batch completes it; a prompt that does not fit is a NoReply."""
-        running: dict[
-            str, tuple[float, int]
-        ] = {}  # index as the engine's name of the request -> (begun, prompt tokens)
+        """Yield what came of each request as the batch completes it; what the model cannot be asked is a NoReply."""
+        running: dict[str, _Running] = {}  # by the engine's name of the request, which is its index
         waiting = iter(enumerate(requests))
         try:
             while True:
-                for index, request in waiting:
-                    prompt = self.render(request)
-                    if len(prompt) >= self._context:
-                        yield index, NoReply("context_length", self._too_long(len(prompt)), 1)
-                        continue
-                    running[str(index)] = (time.perf_counter(), len(prompt))
-                    self._core.add_request(str(index), {"prompt_token_ids": prompt}, self._sampling_params(request))
-                    if len(running) >= WINDOW:
-                        break
+                while len(running) < WINDOW and (taken := next(waiting, None)) is not None:
+                    index, request = taken
+                    entered = self._enter(str(index), request)
+                    if isinstance(entered, NoReply):
+                        yield index, entered
+                    else:
+                        running[str(index)] = entered
                 if not running:
                     return
-                for output in self._core.step():
+                for output in self._step(running):
                     if output.finished:
-                        begun, prompt_tokens = running.pop(output.request_id)
-                        seconds = time.perf_counter() - begun
-                        yield int(output.request_id), self._reply(output.outputs[0], prompt_tokens, seconds)
+                        yield int(output.request_id), self._reply(output.outputs[0], running.pop(output.request_id))
         finally:
             if running:
                 self._core.abort_request(list(running))
 
+    def _enter(self, name: str, request: ChatRequest) -> _Running | NoReply:
+        """Hand a request to the engine, or say why it cannot be asked."""
+        import jinja2
+
+        begun = time.perf_counter()
+        try:
+            prompt = self.render(request)
+        except (jinja2.TemplateError, ValueError) as error:
+            said = one_line(str(error))
+            return NoReply("bad_request", f"the chat template of {self.folder} refuses the messages: {said}", 1)
+        if len(prompt) >= self._context:
+            return NoReply("context_length", self._too_long(len(prompt)), 1)
+        try:
+            self._core.add_request(name, {"prompt_token_ids": prompt}, self._sampling_params(request))
+        except ValueError as error:
+            return NoReply("bad_request", f"vLLM refuses the request: {one_line(str(error))}", 1)
+        return _Running(begun=begun, prompt_tokens=len(prompt), max_tokens=request.sampling.max_tokens)
+
+    def _step(self, running: dict[str, _Running]) -> list[Any]:
+        try:
+            return list(self._core.step())
+        except Exception as error:
+            running.clear()  # there is nothing left to abort, and the next candidate needs a new engine
+            self.close()
+            raise ChatError(
+                f"the engine stopped while {self.folder} was answering ({type(error).__name__}: "
+                f"{one_line(str(error))}); run the same command again: what is stored is kept"
+            ) from error
+
     @property
     def _core(self) -> Any:
+        if self._engine is None:
+            raise ChatError(f"the engine that held {self.folder} is stopped: start a new one")
         return self._engine.llm_engine
 
     def _set_tokenizer(self, folder: Path) -> None:
@@ -171,9 +206,16 @@ class LocalModel:
             raise ChatError(f"choices {list(choices)} begin with the same token in {self.folder}: use distinct letters")
         return first
 
-    def _reply(self, output: Any, prompt_tokens: int, seconds: float) -> Reply | NoReply:
+    def _reply(self, output: Any, asked: _Running) -> Reply | NoReply:
         if output.finish_reason not in ("stop", "length"):
             return NoReply("server", f"the engine ended the request with {output.finish_reason!r}", 1)
+        tokens = len(output.token_ids)
+        if output.finish_reason == "length" and tokens < asked.max_tokens:
+            message = (
+                f"the reply was cut after {tokens} of max_tokens {asked.max_tokens}: with the prompt's "
+                f"{asked.prompt_tokens} it filled the {self._context} that the engine holds; raise engine.max_model_len"
+            )
+            return NoReply("context_length", message, 1)
         alternatives: tuple[tuple[str, float], ...] = ()
         if output.logprobs:
             found = ((self._tokenizer.decode([token]), entry.logprob) for token, entry in output.logprobs[0].items())
@@ -181,9 +223,9 @@ class LocalModel:
         return Reply(
             text=output.text,
             finish_reason=output.finish_reason,
-            prompt_tokens=prompt_tokens,
-            output_tokens=len(output.token_ids),
-            seconds=seconds,
+            prompt_tokens=asked.prompt_tokens,
+            output_tokens=tokens,
+            seconds=time.perf_counter() - asked.begun,
             served_model=self.identity,
             top_logprobs=alternatives,
         )
@@ -261,17 +303,38 @@ def _trained_length(folder: Path) -> int:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
+    config = _json_file(folder / "config.json")
+    if config is None:
+        raise ChatError(f"{folder} holds no config.json: give a folder in Hugging Face format")
+    return config
+
+
+def _json_file(file: Path) -> dict[str, Any] | None:
+    """Return the object in the file, None where there is no such file."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ChatError(f"{folder} holds no config.json: give a folder in Hugging Face format") from None
+        return None
+    except ValueError as error:
+        raise ChatError(f"{file} is not JSON ({error}): fetch it again") from None
     if not isinstance(found, dict):
-        raise ChatError(f"{file} is not a JSON object: it is not a model's configuration")
+        raise ChatError(f"{file} is not a JSON object: it is no part of a model")
     return found
 
 
 def _shape(folder: Path) -> tuple[str, bytes]:
     config = {k: v for k, v in _config(folder).items() if k not in SHAPE_IRRELEVANT}
     tokenizer = folder / "tokenizer.json"
-    return json.dumps(config, sort_keys=True), tokenizer.read_bytes() if tokenizer.exists() else b""
+    told = json.dumps([config, _stop_tokens(folder)], sort_keys=True)
+    return told, tokenizer.read_bytes() if tokenizer.exists() else b""
+
+
+def _stop_tokens(folder: Path) -> tuple[list[int], str | None]:
+    """Return what ends a reply, which vLLM reads once, at its start: the generation's and the tokenizer's own."""
+    generation = _json_file(folder / "generation_config.json")
+    ids = (_config(folder) if generation is None else generation).get("eos_token_id")
+    token = None
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        token = token or (_json_file(folder / name) or {}).get("eos_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    return sorted({ids} if isinstance(ids, int) else set(ids or ())), text

@@ -171,6 +171,7 @@ class Difference:
     benchmark: str
     version: str
     judge: str
+    baseline: str | None  # of a metric that compares with a baseline: that baseline's identity
     metric: str
     value: float | None
     low: float | None
@@ -178,6 +179,19 @@ class Difference:
     p: float | None
     n: int
     missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What the last run wanted of a model on a benchmark, and which of its stored answers count."""
+
+    model: str
+    benchmark: str
+    version: str
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]  # keys
+    baseline: str | None
+    judges: tuple[str, ...]  # identities
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
-from evals.benchmark import Benchmark, judge_request
+from evals.benchmark import Benchmark, Wanted, judge_request
 from evals.checks import CHECKS
 from evals.records import Answer, ItemScore, JudgeRequest, Message, Question, Sampling, Verdict
 
@@ -94,21 +94,22 @@ def requests(
     return tuple(asked)
 
 
-def items(questions: Sequence[Question], verdicts: Sequence[Verdict]) -> list[ItemScore]:
-    """Return every model's value on every question of ``accuracy``, ``accuracy:<category>`` and ``win_rate``."""
-    checked = [q for q in questions if q.check is not None]
-    open_ones = [q for q in questions if q.check is None]
-    by_group: dict[tuple[str, str, str | None], dict[str, list[Verdict]]] = defaultdict(lambda: defaultdict(list))
+def items(questions: Sequence[Question], verdicts: Sequence[Verdict], wanted: Sequence[Wanted]) -> list[ItemScore]:
+    """Return ``accuracy`` and ``accuracy:<category>`` where checks are wanted, ``win_rate`` where a judge is."""
+    said: dict[tuple[str, str, str | None, str], list[Verdict]] = defaultdict(list)
     for v in verdicts:
-        by_group[v.model, v.judge, v.baseline][v.question].append(v)
+        said[v.model, v.judge, v.baseline, v.question].append(v)
     scores = []
-    for (model, judge, baseline), found in by_group.items():
-        for q in checked if judge == "check" else open_ones:
-            of_q = found.get(q.id, [])
-            metrics = ["accuracy", f"accuracy:{q.category}"] if judge == "check" else ["win_rate"]
-            value = of_q[0].value if judge == "check" and of_q else _both_orders(of_q)
+    for group in wanted:
+        checked = group.judge == "check"
+        for q in questions:
+            if q.id not in group.questions or (q.check is not None) != checked:
+                continue
+            found = said[group.model, group.judge, group.baseline, q.id]
+            value = _both_orders(found) if not checked else found[0].value if found else None
             percent = None if value is None else 100.0 * value
-            scores += [ItemScore(model, NAME, VERSION, judge, baseline, m, q.id, percent) for m in metrics]
+            for metric in ("accuracy", f"accuracy:{q.category}") if checked else ("win_rate",):
+                scores.append(ItemScore(group.model, NAME, VERSION, group.judge, group.baseline, metric, q.id, percent))
     return scores
 
 

@@ -90,21 +90,20 @@ def _mean_score(group: tuple[Any, ...], values: Sequence[float | None]) -> Score
 
 
 def paired_difference(
-    items: Sequence[ItemScore], *, model: str, other: str, metric: str, judge: str
+    items: Sequence[ItemScore], *, model: str, other: str, metric: str, judge: str, baseline: str | None
 ) -> Difference | None:
     """Return ``model`` minus ``other`` in ``metric`` over the questions where both have a value.
 
-    Where the metric compares with ``other`` itself (a win rate), the other's value is :data:`EVEN`. None when
-    ``items`` say nothing of this metric for both.
+    Where the metric compares with a baseline, both are taken against the same one; against itself the baseline's
+    value is :data:`EVEN`. None when ``items`` say nothing of this metric for both.
     """
-    mine = {i.question: i for i in items if (i.model, i.metric, i.judge) == (model, metric, judge)}
-    if not mine:
-        return None
-    theirs = {i.question: i.value for i in items if (i.model, i.metric, i.judge) == (other, metric, judge)}
-    if not theirs:
-        if any(i.baseline != other for i in mine.values()):
-            return None
+    of = [i for i in items if (i.metric, i.judge, i.baseline) == (metric, judge, baseline)]
+    mine = {i.question: i for i in of if i.model == model}
+    theirs = {i.question: i.value for i in of if i.model == other}
+    if other == baseline:
         theirs = dict.fromkeys(mine, EVEN)
+    if not mine or not theirs:
+        return None
     pairs = [(mine[q].value, theirs[q]) for q in sorted(mine.keys() & theirs.keys())]
     gaps = np.array([a - b for a, b in pairs if a is not None and b is not None], dtype=np.float64)
     value, low, high, p = None, None, None, None
@@ -118,6 +117,7 @@ def paired_difference(
         benchmark=some.benchmark,
         version=some.version,
         judge=judge,
+        baseline=baseline,
         metric=metric,
         value=value,
         low=low,

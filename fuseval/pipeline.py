@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 from evals.answer import answer, stored_answers
 from evals.benchmark import Benchmark
 from evals.catalog import find_benchmark
 from evals.chat import ChatModel
-from evals.records import Answer, JudgeRequest, Question, Sampling
-from fuseval.config import BenchmarkSpec, Experiment
+from evals.records import Answer, JudgeRequest, Question, Sampling, Selection
+from fuseval.config import BenchmarkSpec, ConfigError, Experiment
 from fuseval.engines import Engines
 from fuseval.models import Candidate, Watch, make, training_points
 from fuseval.scoring import score
 from judges.judge import judge, unjudged
+from judges.replies import verdict
 from results.store import Ledger
 
 
@@ -69,14 +71,41 @@ def run_all(run: Run) -> Coverage:
 def answer_stage(run: Run) -> None:
     """Make what has not answered everything yet, and have it answer."""
     register(run)
+    check_means(run)
     fuse(run, [c for c in run.candidates if not _is_answered(run, c)])
     answer_all(run)
 
 
+def check_means(run: Run) -> None:
+    """Raise ConfigError for what is known to be missing now and would stop the run after hours of work."""
+    waiting = [c for c in run.candidates if not _is_answered(run, c)]
+    judges = [run.models[spec.model] for spec in run.experiment.judges]
+    asked = {c.name: c for c in (*waiting, *(judges if waiting else ()))}
+    missing = []
+    for c in asked.values():
+        if c.endpoint and c.endpoint.api_key_env and not run.engines.environ.get(c.endpoint.api_key_env):
+            missing.append(f"model {c.name!r} needs its key in the environment variable {c.endpoint.api_key_env}")
+    if any(c.folder for c in asked.values()) and not find_spec("vllm"):
+        missing.append("vLLM is not installed; `fuseval doctor` says how to install it")
+    unmade = [c.name for c in waiting if c.target and c.folder and not c.folder.exists()]
+    for package in ("trl", "datasets", "accelerate"):
+        if unmade and not find_spec(package):
+            missing.append(f"training {', '.join(unmade)} needs {package}: pip install 'fuseval[train]'")
+    if missing:
+        raise ConfigError("\n".join(missing))
+
+
 def register(run: Run) -> None:
-    """Store the experiment's models and questions."""
+    """Store the experiment's models and questions; raises ConfigError where the ledger has other questions."""
     run.ledger.add(*(candidate.model for candidate in run.models.values()))
-    for _, questions, _ in _benchmarks(run):
+    for benchmark, questions, _ in _benchmarks(run):
+        stored = {q.id: q for q in run.ledger.questions(benchmark.name, benchmark.version)}
+        for q in questions:
+            if stored.get(q.id, q) != q:
+                raise ConfigError(
+                    f"{run.ledger.path} holds another text of question {q.id!r} of {benchmark.name} "
+                    f"{benchmark.version}, so its answers are to another question: give another --ledger"
+                )
         run.ledger.add(*questions)
 
 
@@ -128,18 +157,31 @@ def judge_all(run: Run) -> None:
                     run.ledger.add(record)
                     done += 1
                     run.watch(stage, done, total)
+            judgments = {j.key: j for j in run.ledger.judgments(keys={r.judgment for r in requests})}
+            run.ledger.add(*(verdict(r, judgments[r.judgment]) for r in requests if r.judgment in judgments))
 
 
 def score_run(run: Run) -> None:
-    """Score the experiment's own answers (an older sampling's may lie beside them) and what else the ledger holds."""
-    chosen: set[str] = set()
-    for candidate in run.candidates:
-        for _, questions, sampling in _benchmarks(run):
+    """Select the experiment's own answers (an older sampling's may lie beside them) and score the ledger."""
+    judges = tuple(dict.fromkeys(run.models[spec.model].id for spec in run.experiment.judges))
+    names = set()
+    for benchmark, questions, sampling in _benchmarks(run):
+        names.add(benchmark.name)
+        for candidate in run.candidates:
             found = stored_answers(questions, identity=candidate.id, sampling=sampling, stored=_stored(run.ledger))
-            chosen.update(a.key for answers in found.values() for a in answers)
-    names = {benchmark.name for benchmark, _, _ in _benchmarks(run)}
+            run.ledger.add(
+                Selection(
+                    model=candidate.id,
+                    benchmark=benchmark.name,
+                    version=benchmark.version,
+                    questions=tuple(q.id for q in questions),
+                    answers=tuple(a.key for answers in found.values() for a in answers),
+                    baseline=run.base.id,
+                    judges=judges,
+                )
+            )
     for name in sorted(names):
-        score(run.ledger, benchmark=name, chosen=chosen, against=run.base.id)
+        score(run.ledger, benchmark=name, against=run.base.id)
 
 
 def coverage(run: Run) -> Coverage:

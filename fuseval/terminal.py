@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ def say(*lines: str, style: str = "") -> None:
 
     console = Console(stderr=True)
     for line in lines:
-        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+        # A server's words may be among them: no terminal escapes, no overrides of the reading direction.
+        plain = "".join(c for c in line if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf"))
+        console.print(plain, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def show(rows: Sequence[dict[str, Any]], *, as_json: bool, title: str) -> None:

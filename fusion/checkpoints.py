@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion.errors import CheckpointError, RecipeError
+from fusion.errors import CheckpointError, FusionError, RecipeError, need
 from fusion.hashes import content_hash, decides
 from fusion.quiet import quiet_libraries
 from fusion.shards import SINGLE, ShardWriter, dtype_names, read_header
@@ -135,18 +135,37 @@ def from_gguf(gguf: Path, folder: Path, *, dtype: str = "bfloat16") -> None:
     with gguf.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise CheckpointError(f"{gguf} is not a GGUF file (it does not begin with the letters GGUF)")
+    need("gguf", extra="demo")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with whole_folder(folder) as work, quiet_libraries():
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer, model = _read_gguf(gguf)
         # transformers takes a model that came from GGUF for a quantised one, and refuses to save it.
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config
         model.to(getattr(torch, dtype)).save_pretrained(work)
         tokenizer.save_pretrained(work)
         _write_json(work / "config.json", _without_paths(_read_json(work / "config.json", "just written")))
+
+
+def _read_gguf(gguf: Path) -> tuple[Any, Any]:
+    """Return the tokenizer and the model, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    except MemoryError:
+        raise
+    except ImportError as error:
+        raise FusionError(f"{gguf} needs a package: {error}; pip install 'fuseval[demo]'") from error
+    except Exception as error:  # of a broken file: struct.error, ValueError, KeyError, IndexError, UnicodeError, ...
+        raise CheckpointError(
+            f"{gguf} cannot be read ({type(error).__name__}: {error}); fetch it again if it may be cut short, "
+            "else use a model whose GGUF transformers can read, or its safetensors"
+        ) from error
+    return tokenizer, model
 
 
 def write_checkpoint(
@@ -206,7 +225,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """Give a working folder beside ``folder`` that takes its name when the block ends well, and is removed if not.
 
     What a killed process left behind is removed by the next one that writes here. An existing folder is never
-    overwritten, an empty one is used.
+    overwritten, an empty one is used. Where another process made the same checkpoint meanwhile, its folder stays.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists already; remove it or choose another name")
@@ -222,13 +241,27 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         readable = work.stat().st_mode & 0o666
         for file in work.iterdir():  # safetensors makes its files private, whatever the umask
             file.chmod(readable)
-        os.replace(work, folder)
+        _take_name(work, folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CheckpointError(f"the disk is full: {folder} was not written; make room and run again") from error
         raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _take_name(work: Path, folder: Path) -> None:
+    try:
+        os.replace(work, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        # It was not there when the work began, and whole folders come by one rename: another process was faster.
+        if lacking := sorted({file.name for file in work.iterdir()} - {file.name for file in folder.iterdir()}):
+            raise CheckpointError(
+                f"{folder} was made by something else meanwhile (it lacks {', '.join(lacking)}); "
+                "remove it or choose another name"
+            ) from None
 
 
 def _alive(pid: str) -> bool:

@@ -7,6 +7,8 @@ FusionError
 
 from __future__ import annotations
 
+import importlib.util
+
 
 class FusionError(Exception):
     """A fusion step failed; the message names the value, the place and the next step."""
@@ -18,3 +20,9 @@ class CheckpointError(FusionError):
 
 class RecipeError(FusionError):
     """A merge or training recipe asks for something that does not exist or makes no sense."""
+
+
+def need(*packages: str, extra: str) -> None:
+    """Raise FusionError when one of the packages, which fuseval's ``extra`` brings, is not installed."""
+    if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
+        raise FusionError(f"this needs {', '.join(missing)}, not installed here: pip install 'fuseval[{extra}]'")

@@ -10,6 +10,7 @@ import gc
 import importlib.metadata
 import json
 import math
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion.checkpoints import Checkpoint, copy_companions, whole_folder
-from fusion.errors import FusionError, RecipeError
+from fusion.errors import FusionError, RecipeError, need
 from fusion.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 ROLES = ("system", "user", "assistant")
 SCHEDULERS = ("constant", "constant_with_warmup", "cosine", "linear")
+NUMBERS = ("learning_rate", "epochs", "warmup_ratio", "weight_decay")
 
 Conversation = Sequence[Mapping[str, str]]
 
@@ -79,6 +81,7 @@ def fine_tune(
     bfloat16 with float32 weights on a GPU. On a CPU the same inputs and thread count give the same bytes. The folder
     also gets training.json: the steps, and how many conversations were cut or left out for their length.
     """
+    need("trl", "datasets", "accelerate", extra="train")
     conversations = read_conversations(data)
     Checkpoint(base)  # its files are there and whole
     told = {
@@ -286,7 +289,20 @@ def _problem(name: str, value: object) -> str | None:
         wanted = value in ("bfloat16", "float32"), "bfloat16 or float32"
     else:
         wanted = isinstance(value, bool), "true or false"
-    return None if wanted[0] else wanted[1]
+    if wanted[0]:
+        return None
+    return wanted[1] + (_yaml_hint(value) if name in NUMBERS and isinstance(value, str) else "")
+
+
+def _yaml_hint(text: str) -> str:
+    """Return how YAML wants the number that ``text`` was meant to be: with a point, and the exponent with a sign."""
+    if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text, re.IGNORECASE):
+        return ""
+    mantissa, e, exponent = text.lower().partition("e")
+    if not e:
+        return " (written without quotes)"
+    mantissa += "" if "." in mantissa else ".0"
+    return f" (YAML needs {mantissa}e{exponent if exponent[0] in '+-' else '+' + exponent} for a number)"
 
 
 def _json(value: object) -> str:

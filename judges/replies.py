@@ -26,7 +26,8 @@ class ReplyFormat:
 def a_or_b(judgment: Judgment) -> float | None:
     """Return P(A) / (P(A) + P(B)) from the first token's log-probabilities; without any, the letter decides.
 
-    A letter that is not among the alternatives counts as 0; with neither, the reply holds no verdict.
+    That letter must be the whole reply ("A comparison shows" is no verdict). A letter that is not among the
+    alternatives counts as 0; with neither, the reply holds no verdict.
     """
     found = {"A": 0.0, "B": 0.0}
     for token, logprob in judgment.top_logprobs:
@@ -35,7 +36,7 @@ def a_or_b(judgment: Judgment) -> float | None:
     total = found["A"] + found["B"]
     if total > 0:
         return found["A"] / total
-    letter = re.match(r"\s*([AB])\b", judgment.text) if not judgment.top_logprobs else None
+    letter = re.fullmatch(r"\s*([AB])[.)]?\s*", judgment.text) if not judgment.top_logprobs else None
     return {"A": 1.0, "B": 0.0}[letter[1]] if letter else None
 
 

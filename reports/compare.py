@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from results import queries
@@ -35,17 +35,20 @@ class Comparison:
     statements: tuple[Statement, ...]
 
 
-def comparison(ledger: Ledger, *, benchmark: str | None = None, model: str | None = None) -> Comparison:
-    """Read the leaderboard and the differences of ``benchmark`` and of the model named ``model`` (None: of all)."""
-    found = [
-        row
-        for row in queries.differences(ledger)
-        if benchmark in (None, row.benchmark) and model in (None, row.name, row.other_name)
-    ]
-    return Comparison(
-        rows=tuple(queries.leaderboard(ledger, benchmark=benchmark, model=model)),
-        statements=tuple(statement(row) for row in found),
-    )
+def comparison(
+    ledger: Ledger,
+    *,
+    benchmark: str | None = None,
+    model: str | None = None,
+    models: Collection[str] | None = None,
+) -> Comparison:
+    """Read the leaderboard and the differences of ``benchmark`` and of the model ``model`` (None: of all).
+
+    ``model`` is a name or an identity; ``models`` are the identities to keep, of a difference both.
+    """
+    rows = queries.leaderboard(ledger, benchmark=benchmark, model=model, models=models)
+    found = queries.differences(ledger, benchmark=benchmark, model=model, models=models)
+    return Comparison(rows=tuple(rows), statements=tuple(statement(row) for row in found))
 
 
 def statement(row: DifferenceRow) -> Statement:
@@ -53,7 +56,8 @@ def statement(row: DifferenceRow) -> Statement:
 
     A model beats another only where the interval leaves out zero and p is below 0.05. Higher is better.
     """
-    where = f"on {row.benchmark} {row.metric}"
+    both = row.baseline_name not in (None, row.name, row.other_name)
+    where = f"on {row.benchmark} {row.metric}" + (f" (both against {row.baseline_name})" if both else "")
     judged = "" if row.judge_name == "check" else f" as judged by {row.judge_name}"
     counted = f"n = {row.n}" + (f", {row.missing} {MISSING}" if row.missing else "")
     verdict = _verdict(row)
@@ -125,8 +129,10 @@ def to_csv(rows: Sequence[LeaderboardRow]) -> str:
 def grids(rows: Sequence[LeaderboardRow]) -> dict[str, list[dict[str, str]]]:
     """Return a small table a benchmark: a row a model, a column a metric, value over interval over what is missing."""
     found: dict[str, dict[str, dict[str, str]]] = {}
+    against = _against(rows)
     for row in rows:
         judged = "" if row.judge_name == "check" else f"\nby {row.judge_name}"
+        judged += f"\n{against[row]}" if against[row] else ""
         missing = f"\n{row.missing} {MISSING}" if row.missing and row.value is not None else ""
         flags = "".join(f"\n{flag}" for flag in row.flags)
         span = "" if row.value is None else f"\n{interval(row.low, row.high, row.metric)}"
@@ -134,16 +140,26 @@ def grids(rows: Sequence[LeaderboardRow]) -> dict[str, list[dict[str, str]]]:
         models = found.setdefault(f"{row.benchmark} {row.version}", {})
         column = row.metric.replace(":", ":\n", 1) + judged
         models.setdefault(row.name, {})[column] = cell
+    return {benchmark: _grid(models) for benchmark, models in found.items()}
+
+
+def _against(rows: Sequence[LeaderboardRow]) -> dict[LeaderboardRow, str]:
+    """Return, by row, "against BASELINE" where the rows hold the same metric against several, else nothing."""
+    baselines: dict[tuple[str, ...], set[str | None]] = {}
+    for row in rows:
+        baselines.setdefault((row.benchmark, row.version, row.metric, row.judge), set()).add(row.baseline_name)
+    several = {place for place, names in baselines.items() if len(names) > 1}
     return {
-        benchmark: [
-            {
-                "model": name,
-                **{column: cells.get(column, "") for column in dict.fromkeys(c for m in models.values() for c in m)},
-            }
-            for name, cells in models.items()
-        ]
-        for benchmark, models in found.items()
+        row: f"against {row.baseline_name}"
+        if row.baseline_name and (row.benchmark, row.version, row.metric, row.judge) in several
+        else ""
+        for row in rows
     }
+
+
+def _grid(models: Mapping[str, Mapping[str, str]]) -> list[dict[str, str]]:
+    columns = sorted({column for cells in models.values() for column in cells})
+    return [{"model": name, **{column: cells.get(column, "") for column in columns}} for name, cells in models.items()]
 
 
 def _plain(row: LeaderboardRow) -> dict[str, object]:
@@ -158,7 +174,8 @@ _NUMERIC = frozenset({"value", "95 % interval", "n", "missing"})
 def to_markdown(rows: Sequence[LeaderboardRow]) -> str:
     """Return the rows as a Markdown table (GitHub's kind)."""
     rule = ["---:" if name in _NUMERIC else "---" for name in _HEADER]
-    lines = [_HEADER, rule, *(_cells(row, _markdown) for row in rows)]
+    against = _against(rows)
+    lines = [_HEADER, rule, *(_cells(row, against[row], _markdown) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -166,17 +183,18 @@ def to_latex(rows: Sequence[LeaderboardRow]) -> str:
     """Return the rows as a LaTeX ``tabular``; the document needs the package booktabs."""
     columns = "".join("r" if name in _NUMERIC else "l" for name in _HEADER)
     header = " & ".join(_latex(name) for name in _HEADER)
-    body = "".join(" & ".join(_cells(row, _latex)) + " \\\\\n" for row in rows)
+    against = _against(rows)
+    body = "".join(" & ".join(_cells(row, against[row], _latex)) + " \\\\\n" for row in rows)
     rules = f"\\toprule\n{header} \\\\\n\\midrule\n{body}\\bottomrule"
     return f"\\begin{{tabular}}{{{columns}}}\n{rules}\n\\end{{tabular}}\n"
 
 
-def _cells(row: LeaderboardRow, escape: Callable[[str], str]) -> list[str]:
+def _cells(row: LeaderboardRow, against: str, escape: Callable[[str], str]) -> list[str]:
     cells = (
         row.name,
         f"{row.benchmark} {row.version}",
         row.judge_name,
-        row.metric,
+        f"{row.metric} {against}",
         number(row.value, row.metric),
         interval(row.low, row.high, row.metric),
         str(row.n),

@@ -53,7 +53,9 @@ def leaderboard_figure(rows: Sequence[LeaderboardRow], *, name: str = "leaderboa
             axes.set_xlim(-2, 102)  # the whole scale, so that panels can be compared by eye
         if panel[0].metric.endswith("win_rate"):
             axes.axvline(50, color=_INK, linewidth=0.8, linestyle=(0, (3, 3)))
-        _axis(axes, [row.name for row in panel], f"{panel[0].metric}, {panel[0].benchmark} ({panel[0].judge_name})")
+        against = f", against {panel[0].baseline_name}" if panel[0].baseline_name else ""
+        title = f"{panel[0].metric}, {panel[0].benchmark} ({panel[0].judge_name}){against}"
+        _axis(axes, [row.name for row in panel], title)
 
     def panel_of(row: LeaderboardRow) -> tuple[str, ...]:
         return (row.benchmark, row.version, row.judge_name, row.metric, row.baseline_name or "")
@@ -71,12 +73,13 @@ def differences_figure(statements: Sequence[Statement], *, name: str = "differen
             row, colour = each.difference, colours.get(each.verdict, "#808080")
             _whisker(axes, place, (row.value, row.low, row.high), colour, filled=each.verdict in colours)
         first = panel[0].difference
-        title = f"{first.metric}, {first.benchmark} ({first.judge_name}): minus {first.other_name}"
+        both = f" (both against {first.baseline_name})" if first.baseline_name not in (None, first.other_name) else ""
+        title = f"{first.metric}, {first.benchmark} ({first.judge_name}): minus {first.other_name}{both}"
         _axis(axes, [each.difference.name for each in panel], title)
 
     def panel_of(each: Statement) -> tuple[str, ...]:
         row = each.difference
-        return (row.benchmark, row.version, row.judge_name, row.metric, row.other_name)
+        return (row.benchmark, row.version, row.judge_name, row.baseline_name or "", row.metric, row.other_name)
 
     return _panels(statements, panel_of, draw, name=name, label="Paired differences with 95 % intervals")
 
@@ -139,7 +142,7 @@ def _whisker(axes: Any, place: int, values: tuple[float | None, ...], colour: st
 def _axis(axes: Any, names: list[str], title: str) -> None:
     axes.set_yticks(range(len(names)), [_label(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_title(textwrap.fill(_label(title, longest=72), width=38))
+    axes.set_title(textwrap.fill(_label(title, longest=96), width=38))
     axes.grid(visible=True, axis="x")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -148,7 +151,11 @@ def _axis(axes: Any, names: list[str], title: str) -> None:
 def _label(text: str, *, longest: int = 24) -> str:
     # Control and direction marks have no place in a picture, and lone surrogates none in XML.
     text = "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+    if len(text) <= longest:
+        return text
+    name, dot, digits = text.rpartition("·")
+    end = dot + digits if name and len(digits) < longest // 2 else ""  # it tells models of one name apart
+    return f"{text[: longest - 1 - len(end)]}…{end}"
 
 
 def _svg(draw: Callable[[Any], None], *, height: float, name: str, label: str) -> str:

@@ -24,24 +24,27 @@ from evals.records import Model
 from reports.compare import Comparison, Statement, comparison, interval, number, p_text
 from reports.figures import differences_figure, leaderboard_figure, training_figure
 from results import queries
-from results.queries import AnswerRow, CheckRow, JudgeOrderRow, JudgmentRow, LeaderboardRow, TrainingRow
+from results.queries import AnswerRow, CheckRow, JudgeOrderRow, JudgmentRow, LeaderboardRow, RunRow, TrainingRow
 from results.store import Ledger
 
 _HERE = Path(__file__).parent
 _KINDS = {kind: place for place, kind in enumerate(("checkpoint", "endpoint", "sft", "merge"))}  # the base first
 
 
-def write_page(ledger: Ledger, path: Path, *, title: str, notes: Sequence[str] = ()) -> None:
+def write_page(ledger: Ledger, path: Path, *, title: str, notes: Sequence[str] | None = None) -> None:
     """Write the page of :func:`page` to ``path``; its folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page(ledger, title=title, notes=notes), encoding="utf-8", newline="\n")
 
 
-def page(ledger: Ledger, *, title: str, notes: Sequence[str] = ()) -> str:
-    """Return the whole report as HTML; ``notes`` stand at its top, where nobody misses them."""
+def page(ledger: Ledger, *, title: str, notes: Sequence[str] | None = None) -> str:
+    """Return the whole report as HTML.
+
+    ``notes`` stand at its top, where nobody misses them; None means those of the last run's experiment.
+    """
     compared = comparison(ledger)
     answers, judgments = queries.answers_wide(ledger), queries.judgments_wide(ledger)
-    models = sorted(ledger.models(), key=lambda model: _KINDS.get(model.kind, len(_KINDS)))  # stable: then by name
+    models = _models(ledger)
     runs = queries.runs(ledger)
     sections = {
         "scores": _score_groups(compared.rows),
@@ -60,7 +63,24 @@ def page(ledger: Ledger, *, title: str, notes: Sequence[str] = ()) -> str:
         "experiment": runs[-1].experiment if runs else "",
         "facts": _facts(answers, judgments),
     }
+    notes = _notes(runs) if notes is None else notes
     return _render(title=title, notes=notes, summary=_summary(compared, answers, models), **sections)
+
+
+def _models(ledger: Ledger) -> list[Model]:
+    """Return the models by kind and name, each with the name it is shown under."""
+    names = queries.display_names(ledger)
+    models = [dataclasses.replace(model, name=names[model.id]) for model in ledger.models()]
+    return sorted(models, key=lambda model: _KINDS.get(model.kind, len(_KINDS)))  # stable: then by name
+
+
+def _notes(runs: Sequence[RunRow]) -> list[str]:
+    try:
+        experiment = json.loads(runs[-1].experiment) if runs else {}
+    except ValueError:
+        return []
+    notes = experiment.get("notes") if isinstance(experiment, dict) else None
+    return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
 def _render(**context: Any) -> str:
@@ -136,17 +156,18 @@ def _score_groups(rows: Sequence[LeaderboardRow]) -> list[dict[str, Any]]:
 
 
 def _difference_groups(statements: Sequence[Statement]) -> list[dict[str, Any]]:
-    grouped: dict[tuple[str, str, str, str, str], list[Statement]] = {}
+    grouped: dict[tuple[str, ...], list[Statement]] = {}
     for each in statements:
         row = each.difference
-        key = (row.benchmark, row.version, row.metric, row.judge_name, row.other_name)
+        key = (row.benchmark, row.version, row.metric, row.judge_name, row.other_name, row.baseline_name or "")
         grouped.setdefault(key, []).append(each)
     groups = []
-    for place, ((benchmark, version, metric, judge, other), found) in enumerate(grouped.items()):
+    for place, ((benchmark, version, metric, judge, other, baseline), found) in enumerate(grouped.items()):
         drawn = any(each.verdict != "missing" for each in found)
         figure = differences_figure(found, name=f"differences-{place}") if drawn else ""
         title = f"{benchmark} {version} · {metric}, minus {other}"
-        groups.append({"title": title, "how": f"{_judged(judge)}; in points.", "rows": found, "figure": figure})
+        both = f", both against {baseline}" if baseline not in ("", other) else ""
+        groups.append({"title": title, "how": f"{_judged(judge)}{both}; in points.", "rows": found, "figure": figure})
     return groups
 
 

@@ -1,9 +1,12 @@
-"""Named SELECTs over an open ledger, as typed rows: what reports and the command line show."""
+"""Named SELECTs over an open ledger, as typed rows: what reports and the command line show.
+
+Every name in a row is the one that :func:`display_names` gives, so that rows of two models never share one.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -42,6 +45,7 @@ class DifferenceRow:
     benchmark: str
     version: str
     judge_name: str
+    baseline_name: str | None
     metric: str
     value: float | None
     low: float | None
@@ -159,36 +163,75 @@ class FailureRow:
     attempts: int
 
 
-def leaderboard(ledger: Ledger, *, benchmark: str | None = None, model: str | None = None) -> list[LeaderboardRow]:
-    """Return every score, the best of each metric first; ``model`` is a name or an identity."""
+def display_names(ledger: Ledger) -> dict[str, str]:
+    """Return, by identity, the name each model is shown under.
+
+    It is the model's own name, or ``sce·8e5e`` (with the first digits of its identity) where models share a name.
+    """
+    return dict(_rows(ledger, "SELECT id, display FROM model_names ORDER BY display, id"))
+
+
+def leaderboard(
+    ledger: Ledger,
+    *,
+    benchmark: str | None = None,
+    model: str | None = None,
+    models: Collection[str] | None = None,
+) -> list[LeaderboardRow]:
+    """Return every score, the best of each metric first.
+
+    ``model`` is an identity, a name (of several models, perhaps) or the name one is shown under; ``models`` are the
+    identities to keep.
+    """
     rows = _rows(
         ledger,
         """
         SELECT model, name, kind, benchmark, version, judge, judge_name, baseline_name, metric,
                value, low, high, n, missing, flags
         FROM leaderboard
-        WHERE ($1 IS NULL OR benchmark = $1) AND ($2 IS NULL OR name = $2 OR model = $2)
+        WHERE ($1 IS NULL OR benchmark = $1)
+          AND ($2 IS NULL OR model = $2 OR model IN (SELECT id FROM model_names WHERE $2 IN (name, display)))
+          AND ($3::VARCHAR[] IS NULL OR list_contains($3::VARCHAR[], model))
         ORDER BY benchmark, version, judge_name, baseline_name, metric, value DESC NULLS LAST, name, model
         """,
         benchmark,
         model,
+        None if models is None else list(models),
     )
     return [LeaderboardRow(*(*row[:-1], tuple(row[-1]))) for row in rows]
 
 
-def differences(ledger: Ledger) -> list[DifferenceRow]:
-    """Return every paired difference between two models, by benchmark and metric."""
+def differences(
+    ledger: Ledger,
+    *,
+    benchmark: str | None = None,
+    model: str | None = None,
+    models: Collection[str] | None = None,
+) -> list[DifferenceRow]:
+    """Return every paired difference between two models, by benchmark and metric.
+
+    ``model`` is either of the two, named as in :func:`leaderboard`; of ``models``, both must be among them.
+    """
     rows = _rows(
         ledger,
         """
-        SELECT coalesce(m.name, d.model) AS name, coalesce(o.name, d.other) AS other_name, benchmark, version,
-               coalesce(j.name, d.judge) AS judge_name, metric, value, low, high, p, n, missing
+        SELECT coalesce(m.display, d.model) AS model_name, coalesce(o.display, d.other) AS other_name,
+               benchmark, version, coalesce(j.display, d.judge) AS judge_name,
+               coalesce(b.display, nullif(d.baseline, '')) AS baseline_name, metric, value, low, high, p, n, missing
         FROM differences d
-        LEFT JOIN models m ON m.id = d.model
-        LEFT JOIN models o ON o.id = d.other
-        LEFT JOIN models j ON j.id = d.judge
-        ORDER BY benchmark, version, judge_name, metric, other_name, value DESC NULLS LAST, name, d.model, d.other
+        LEFT JOIN model_names m ON m.id = d.model
+        LEFT JOIN model_names o ON o.id = d.other
+        LEFT JOIN model_names j ON j.id = d.judge
+        LEFT JOIN model_names b ON b.id = d.baseline
+        WHERE ($1 IS NULL OR benchmark = $1)
+          AND ($2 IS NULL OR $2 IN (d.model, m.name, m.display, d.other, o.name, o.display))
+          AND ($3::VARCHAR[] IS NULL OR list_has_all($3::VARCHAR[], [d.model, d.other]))
+        ORDER BY benchmark, version, judge_name, baseline_name, metric, other_name, value DESC NULLS LAST,
+                 model_name, d.model, d.other
         """,
+        benchmark,
+        model,
+        None if models is None else list(models),
     )
     return [DifferenceRow(*row) for row in rows]
 
@@ -224,9 +267,9 @@ def checks(ledger: Ledger) -> list[CheckRow]:
     rows = _rows(
         ledger,
         """
-        SELECT coalesce(m.name, v.model) AS model_name, v.benchmark, v.version, v.question, v.turn, v.value
+        SELECT coalesce(m.display, v.model) AS model_name, v.benchmark, v.version, v.question, v.turn, v.value
         FROM verdicts v
-        LEFT JOIN models m ON m.id = v.model
+        LEFT JOIN model_names m ON m.id = v.model
         LEFT JOIN questions q ON q.benchmark = v.benchmark AND q.version = v.version AND q.id = v.question
         WHERE v.judge = 'check'
         ORDER BY v.benchmark, v.version, q.position, v.question, v.turn, model_name, v.model, v.request
@@ -240,8 +283,8 @@ def training(ledger: Ledger) -> list[TrainingRow]:
     rows = _rows(
         ledger,
         """
-        SELECT coalesce(m.name, t.model) AS model_name, step, loss, learning_rate, tokens
-        FROM training t LEFT JOIN models m ON m.id = t.model
+        SELECT coalesce(m.display, t.model) AS model_name, step, loss, learning_rate, tokens
+        FROM training t LEFT JOIN model_names m ON m.id = t.model
         ORDER BY model_name, t.model, step
         """,
     )
@@ -262,11 +305,11 @@ def judge_order(ledger: Ledger) -> list[JudgeOrderRow]:
             GROUP BY judge, benchmark, version, question, turn, model, baseline
             HAVING model_first IS NOT NULL AND baseline_first IS NOT NULL
         )
-        SELECT coalesce(j.name, p.judge) AS judge_name, benchmark, version, count(*) AS pairs,
+        SELECT coalesce(j.display, p.judge) AS judge_name, benchmark, version, count(*) AS pairs,
                avg((sign(model_first - 0.5) - sign(baseline_first - 0.5)) / 4 + 0.5) AS first_preferred,
                avg((sign(model_first - 0.5) = sign(baseline_first - 0.5))::INTEGER) AS consistent
-        FROM pairs p LEFT JOIN models j ON j.id = p.judge
-        GROUP BY p.judge, j.name, benchmark, version
+        FROM pairs p LEFT JOIN model_names j ON j.id = p.judge
+        GROUP BY p.judge, j.display, benchmark, version
         ORDER BY benchmark, version, judge_name, p.judge
         """,
     )
@@ -292,9 +335,9 @@ def failures(ledger: Ledger) -> list[FailureRow]:
     rows = _rows(
         ledger,
         """
-        SELECT f.key, f.stage, coalesce(m.name, f.model) AS model_name, f.benchmark, f.question, f.kind, f.message,
+        SELECT f.key, f.stage, coalesce(m.display, f.model) AS model_name, f.benchmark, f.question, f.kind, f.message,
                f.attempts
-        FROM failures f LEFT JOIN models m ON m.id = f.model
+        FROM failures f LEFT JOIN model_names m ON m.id = f.model
         ORDER BY f.stage, f.benchmark, model_name, f.question, f.key
         """,
     )

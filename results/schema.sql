@@ -142,7 +142,9 @@ CREATE TABLE scores (
     n BIGINT NOT NULL,
     missing BIGINT NOT NULL,
     flags VARCHAR[] NOT NULL,
-    provenance JSON NOT NULL,              -- asset hashes, prompt hash, sampling, tool versions
+    -- scored_with: tool -> version; sampling: the distinct samplings of the answers; judgments and verdicts: digests
+    -- of the judgments' keys and of the verdicts. What answered and judged is in runs, by answers.run, judgments.run.
+    provenance JSON NOT NULL,
     scored_at TIMESTAMPTZ NOT NULL,
     run VARCHAR,
     recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
@@ -155,6 +157,7 @@ CREATE TABLE differences (
     benchmark VARCHAR,
     version VARCHAR,
     judge VARCHAR,
+    baseline VARCHAR,                      -- '' where there is none
     metric VARCHAR,
     value DOUBLE,
     low DOUBLE,
@@ -164,7 +167,20 @@ CREATE TABLE differences (
     missing BIGINT NOT NULL,
     run VARCHAR,
     recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
-    PRIMARY KEY (model, other, benchmark, version, judge, metric)
+    PRIMARY KEY (model, other, benchmark, version, judge, baseline, metric)
+);
+
+CREATE TABLE selections (                  -- what the last run wanted of a model on a benchmark
+    model VARCHAR,
+    benchmark VARCHAR,
+    version VARCHAR,
+    questions VARCHAR[] NOT NULL,
+    answers VARCHAR[] NOT NULL,            -- answers.key of those that count
+    baseline VARCHAR,
+    judges VARCHAR[] NOT NULL,
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (model, benchmark, version)
 );
 
 CREATE TABLE failures (
@@ -194,16 +210,36 @@ CREATE TABLE training (
 
 -- views
 
+CREATE OR REPLACE VIEW model_names AS
+WITH tried AS (
+    SELECT name, digits, count(DISTINCT left(id, digits)) = count(*) AS told_apart
+    FROM models CROSS JOIN range(4, 65) AS tried(digits)
+    GROUP BY name, digits
+), shared AS (
+    SELECT name, count(*) > 1 AS is_shared, max(length(id)) AS longest FROM models GROUP BY name
+), shortest AS (
+    SELECT name, min(digits) AS digits FROM tried WHERE told_apart GROUP BY name
+)
+SELECT
+    m.id,
+    m.name,
+    m.kind,
+    CASE WHEN s.is_shared THEN m.name || '·' || left(m.id, coalesce(d.digits, s.longest)) ELSE m.name END AS display
+FROM models m
+JOIN shared s ON s.name = m.name
+LEFT JOIN shortest d ON d.name = m.name;
+COMMENT ON VIEW model_names IS 'Every model and the name it is shown under: its own, or, where other models bear it too, that with the first digits of its identity.';
+
 CREATE OR REPLACE VIEW leaderboard AS
 SELECT
     s.model,
-    coalesce(m.name, s.model) AS name,
+    coalesce(m.display, s.model) AS name,
     coalesce(m.kind, '') AS kind,
     s.benchmark,
     s.version,
     s.judge,
-    coalesce(j.name, s.judge) AS judge_name,
-    coalesce(b.name, nullif(s.baseline, '')) AS baseline_name,
+    coalesce(j.display, s.judge) AS judge_name,
+    coalesce(b.display, nullif(s.baseline, '')) AS baseline_name,
     s.metric,
     s.value,
     s.low,
@@ -214,9 +250,9 @@ SELECT
     s.provenance,
     s.scored_at
 FROM scores s
-LEFT JOIN models m ON m.id = s.model
-LEFT JOIN models j ON j.id = s.judge
-LEFT JOIN models b ON b.id = s.baseline
+LEFT JOIN model_names m ON m.id = s.model
+LEFT JOIN model_names j ON j.id = s.judge
+LEFT JOIN model_names b ON b.id = s.baseline
 ORDER BY s.benchmark, s.version, judge_name, baseline_name, s.metric, s.value DESC NULLS LAST, name, s.model;
 COMMENT ON VIEW leaderboard IS 'Every score with its 95 % interval and the names of model, judge and baseline; the best of each metric first.';
 
@@ -224,7 +260,7 @@ CREATE OR REPLACE VIEW answers_wide AS
 SELECT
     a.key,
     a.model,
-    coalesce(m.name, a.model) AS model_name,
+    coalesce(m.display, a.model) AS model_name,
     a.benchmark,
     a.version,
     a.question,
@@ -243,7 +279,7 @@ SELECT
     a.run,
     a.recorded_at
 FROM answers a
-LEFT JOIN models m ON m.id = a.model
+LEFT JOIN model_names m ON m.id = a.model
 LEFT JOIN questions q ON q.benchmark = a.benchmark AND q.version = a.version AND q.id = a.question
 ORDER BY a.benchmark, a.version, q.position, a.question, a.turn, model_name, a.model, a.key;
 COMMENT ON VIEW answers_wide IS 'Every answer with its model''s name and what was asked in that turn (prompt), in the benchmark''s order.';
@@ -253,16 +289,16 @@ SELECT
     r.key AS request,
     r.judgment,
     r.judge,
-    coalesce(j.name, r.judge) AS judge_name,
+    coalesce(j.display, r.judge) AS judge_name,
     r.benchmark,
     r.version,
     r.question,
     coalesce(q.category, '') AS category,
     r.turn,
     r.model,
-    coalesce(m.name, r.model) AS model_name,
+    coalesce(m.display, r.model) AS model_name,
     r.baseline,
-    coalesce(b.name, r.baseline) AS baseline_name,
+    coalesce(b.display, r.baseline) AS baseline_name,
     r.answer_order,
     v.value,
     g.text AS reply,
@@ -272,9 +308,9 @@ SELECT
 FROM judge_requests r
 JOIN judgments g ON g.key = r.judgment
 LEFT JOIN verdicts v ON v.request = r.key AND v.judge = r.judge
-LEFT JOIN models j ON j.id = r.judge
-LEFT JOIN models m ON m.id = r.model
-LEFT JOIN models b ON b.id = r.baseline
+LEFT JOIN model_names j ON j.id = r.judge
+LEFT JOIN model_names m ON m.id = r.model
+LEFT JOIN model_names b ON b.id = r.baseline
 LEFT JOIN questions q ON q.benchmark = r.benchmark AND q.version = r.version AND q.id = r.question
 ORDER BY r.benchmark, r.version, judge_name, q.position, r.question, r.turn, model_name, r.model, baseline_name,
     r.answer_order DESC, r.key;

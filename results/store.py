@@ -29,6 +29,7 @@ from evals.records import (
     Model,
     Question,
     Score,
+    Selection,
     TrainingPoint,
     Verdict,
 )
@@ -49,7 +50,8 @@ class Ledger:
     """An open ledger. Use :meth:`open`; every method may be called from any thread.
 
     ``add`` returns at once and a background thread commits, at the latest 0.25 s later; an error of that thread is
-    raised by the next ``add``, ``flush`` or read, and what could not be written is tried again then.
+    raised by the next ``add``, ``flush`` or read. What could not be written, and what that ``add`` brought, is kept
+    and tried again.
     """
 
     def __init__(self, path: Path, connection: Any, *, read_only: bool) -> None:
@@ -125,7 +127,7 @@ class Ledger:
         self._enqueue([_row(record) for record in records])
 
     def add_scores(self, scores: Iterable[Score], *, provenance: Mapping[str, Any]) -> None:
-        """Store scores with what they rest on (asset hashes, prompt hash, sampling, tool versions), as JSON."""
+        """Store scores with what they rest on, as JSON (see ``scores.provenance`` in ``schema.sql``)."""
         self._enqueue([_row(score, provenance) for score in scores])
 
     def flush(self) -> None:
@@ -239,6 +241,10 @@ class Ledger:
         """Return paired differences between models."""
         return self._read(Difference, benchmark=benchmark, version=version)
 
+    def selections(self, *, benchmark: str | None = None, version: str | None = None) -> list[Selection]:
+        """Return what the last run wanted of each model on each benchmark."""
+        return self._read(Selection, benchmark=benchmark, version=version)
+
     def failures(self, *, stage: str | None = None, benchmark: str | None = None) -> list[Failure]:
         """Return the calls that brought nothing and have not succeeded since."""
         return self._read(Failure, stage=stage, benchmark=benchmark)
@@ -286,9 +292,9 @@ class Ledger:
 
     def _enqueue(self, rows: Sequence[Row]) -> None:
         self._check_writable()
-        self._raise_background_error()
         with self._pending_lock:
-            self._pending.extend(rows)
+            self._pending.extend(rows)  # before an old error is raised: these rows may have been paid for
+        self._raise_background_error()
 
     def _commit(self) -> None:
         with self._write_lock:

@@ -21,6 +21,7 @@ from evals.records import (
     Question,
     Sampling,
     Score,
+    Selection,
     TrainingPoint,
     Verdict,
 )
@@ -35,6 +36,7 @@ Record: TypeAlias = (
     | ItemScore
     | Score
     | Difference
+    | Selection
     | Failure
     | TrainingPoint
 )
@@ -170,6 +172,7 @@ _SPECIAL: Mapping[tuple[type[Any], str], tuple[str, Callable[[Any], Any], Callab
     # Part of a primary key, which takes no NULL.
     (ItemScore, "baseline"): ("VARCHAR", lambda value: _text(value or ""), lambda value: value or None),
     (Score, "baseline"): ("VARCHAR", lambda value: _text(value or ""), lambda value: value or None),
+    (Difference, "baseline"): ("VARCHAR", lambda value: _text(value or ""), lambda value: value or None),
 }
 _RENAMED = {"order": "answer_order", "check": "check_rule"}  # SQL reserves both words
 
@@ -216,6 +219,9 @@ TABLES: Mapping[type[Any], Table] = {
         replace=True,
         extra=(Column("provenance", "JSON", _json, json.loads), Column("scored_at", "TIMESTAMPTZ", _same, _same)),
     ),
-    Difference: _table(Difference, "differences", key="model other benchmark version judge metric", replace=True),
+    Difference: _table(
+        Difference, "differences", key="model other benchmark version judge baseline metric", replace=True
+    ),
+    Selection: _table(Selection, "selections", key="model benchmark version", replace=True),
     TrainingPoint: _table(TrainingPoint, "training", key="model step", replace=True),
 }

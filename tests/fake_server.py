@@ -30,6 +30,14 @@ class Answer:
     delay: float = 0.0
 
 
+# What OpenAI's chat completions take, as far as anyone here sends it; any other field is a 400 there.
+OPENAI_FIELDS = frozenset(
+    {
+        *("messages", "model", "temperature", "top_p", "max_tokens", "max_completion_tokens"),
+        *("seed", "stop", "logprobs", "top_logprobs"),
+    }
+)
+
 Behaviour = Callable[[dict[str, Any]], Answer]
 
 
@@ -78,6 +86,20 @@ def too_long(wording: str = "vllm") -> Behaviour:
         "which exceeds this limit even without any output tokens. Please reduce the length of the input prompt."
     )
     return error(400, said, code=400)
+
+
+def unknown(name: str, wording: str = "openai") -> Behaviour:
+    if wording == "pydantic":  # Mistral's, for one
+        detail = {"type": "extra_forbidden", "loc": ["body", name], "msg": "Extra inputs are not permitted", "input": 7}
+        return lambda _: Answer(json.dumps({"detail": [detail]}).encode(), status=422)
+    said = {
+        "openai": f"Unknown parameter: '{name}'.",
+        "azure": f"Unrecognized request argument supplied: {name}",
+        "groq": f"property '{name}' is unsupported",
+        "gemini": f'Invalid JSON payload received. Unknown name "{name}": Cannot find field.',
+        "anthropic": f"{name}: Extra inputs are not permitted",
+    }
+    return error(400, said[wording])
 
 
 def filtered() -> Behaviour:
@@ -148,6 +170,7 @@ class FakeServer:
     ``script`` answers the first requests in order, or, as a function of (body, how often this very body came
     before), each of them (None: the default). ``reply`` makes the default text from the body. With ``key`` any
     other Authorization is a 401; ``models`` are what GET /models lists and, with ``strict``, all that is served.
+    With ``fields`` a request with any other field is a 400, as OpenAI does it.
     """
 
     def __init__(
@@ -159,10 +182,12 @@ class FakeServer:
         key: str | None = None,
         models: Sequence[str] = ("fake-model",),
         strict: bool = False,
+        fields: frozenset[str] | None = None,
         log: pathlib.Path | None = None,
     ) -> None:
         self.reply, self.script, self.latency = reply, script, latency
         self.key, self.models, self.strict, self.log = key, tuple(models), strict, log
+        self.fields = fields
         self.bodies: list[dict[str, Any]] = []  # of the chat requests, in order of arrival
         self.headers: list[dict[str, str]] = []  # theirs
         self.connections = self.in_flight = self.most_in_flight = self.cut_off = 0
@@ -270,6 +295,8 @@ class FakeServer:
             return scripted
         if self.strict and body["model"] not in self.models:
             return no_such_model(body["model"])
+        if self.fields is not None and (strange := sorted(body.keys() - self.fields)):
+            return unknown(strange[0])
         return says(self.reply(body), delay=self.latency)
 
 

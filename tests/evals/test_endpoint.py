@@ -11,7 +11,7 @@ import pytest
 
 from evals.chat import ChatError, ChatRequest, NoReply, Reply
 from evals.endpoint import EndpointModel
-from evals.endpoint_errors import retry_after
+from evals.endpoint_errors import one_line, retry_after
 from evals.records import Message, Sampling
 from tests import fake_server as fake
 from tests.fake_server import FakeServer
@@ -92,6 +92,50 @@ def test_first_token_log_probabilities_come_best_first_and_choices_bound_the_rep
     assert dict(reply.top_logprobs) == pytest.approx(fake.choice_logprobs(body))
     assert reply.text == reply.top_logprobs[0][0]
     assert reply.top_logprobs[0][1] >= reply.top_logprobs[1][1]
+
+
+def test_openai_itself_is_not_sent_vllms_field_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = ask(top_logprobs=5, choices=("A", "B"))
+    with FakeServer(fields=fake.OPENAI_FIELDS) as server:
+        monkeypatch.setattr("evals.endpoint.OPENAI", server.base_url)
+        assert isinstance(one(server, request, base_url=None), Reply)
+        mine = {"structured_outputs": {"choice": ["yes"]}}
+        assert isinstance(one(server, request, base_url=None, extra_body=mine), NoReply)
+    assert ["structured_outputs" in body for body in server.bodies] == [False, True]
+
+
+def test_a_server_that_refuses_a_field_is_asked_without_it_where_extra_body_says_so() -> None:
+    request = ask(top_logprobs=5, choices=("A", "B"))
+    with FakeServer(fields=fake.OPENAI_FIELDS) as server:
+        refused = one(server, request)
+        assert isinstance(one(server, request, extra_body={"structured_outputs": None}), Reply)
+    assert isinstance(refused, NoReply)
+    assert (refused.kind, refused.attempts) == ("bad_request", 1)
+    assert refused.message.endswith(": set extra_body: {structured_outputs: null} for this endpoint")
+
+
+@pytest.mark.parametrize("wording", ["openai", "azure", "groq", "gemini", "anthropic", "pydantic"])
+def test_the_refused_field_is_named_whatever_the_servers_words(wording: str) -> None:
+    with FakeServer(script=[fake.unknown("seed", wording)]) as server:
+        outcome = one(server)
+    assert isinstance(outcome, NoReply)
+    assert outcome.kind == "bad_request"
+    assert outcome.message.endswith("set extra_body: {seed: null} for this endpoint")
+
+
+def test_a_refused_value_brings_no_advice_to_drop_the_field() -> None:
+    with FakeServer(script=[fake.error(400, "temperature must be at most 2")]) as server:
+        outcome = one(server)
+    assert isinstance(outcome, NoReply)
+    assert "extra_body" not in outcome.message
+
+
+def test_a_servers_words_cannot_move_the_terminals_cursor() -> None:
+    with FakeServer(script=[fake.error(400, "no\x1b[2J\u202e way\n\ud800here")]) as server:
+        outcome = one(server)
+    assert isinstance(outcome, NoReply)
+    assert outcome.message.isprintable()
+    assert one_line("a\x1b[2J\tb\x00\u200b\n c") == "a[2J b c"
 
 
 @pytest.mark.parametrize(
@@ -239,7 +283,7 @@ def test_a_server_that_is_not_there_is_an_error_of_the_model_not_of_each_request
 
 
 def test_a_base_url_without_a_scheme_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match=r"'localhost:8000/v1' .*http://"):
+    with pytest.raises(ChatError, match=r"'localhost:8000/v1' .*http://"):
         EndpointModel(base_url="localhost:8000/v1", model="m", api_key_env=None)
 
 

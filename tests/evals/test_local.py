@@ -1,15 +1,24 @@
-"""The real vLLM with a real small model: what it says, what it weighs, and that swapped weights are really there."""
+"""The real vLLM with a real small model: what it says, what it weighs, and that swapped weights are really there.
+
+What no real engine does when asked to (stop, run out of room at a given token) is played by a scripted one.
+"""
 
 import functools
+import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from evals.chat import ChatRequest, NoReply, Reply
+from evals.chat import ChatError, ChatRequest, NoReply, Reply
 from evals.records import Message, Sampling
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # vLLM and xgrammar warn of themselves
+
+def real(test):
+    """Mark a test that runs the real engine; vLLM and xgrammar warn of themselves."""
+    return pytest.mark.slow(pytest.mark.filterwarnings("default")(test))
+
 
 PROMPTS = ("What is the capital of France?", "Write a haiku about rain.", "Name three fruits, separated by commas.")
 
@@ -74,6 +83,7 @@ def reference(folder: Path, prompt: list[int]) -> tuple[list[float], list[int]]:
     return logprobs, said[0, len(prompt) :].tolist()
 
 
+@real
 def test_swapped_weights_speak_and_weigh_as_a_freshly_loaded_model_does(engine, smollm2, other):
     from transformers import AutoTokenizer
 
@@ -92,6 +102,7 @@ def test_swapped_weights_speak_and_weigh_as_a_freshly_loaded_model_does(engine, 
             assert reply.served_model == name
 
 
+@real
 def test_a_seed_gives_the_same_reply_in_any_batch_and_seeds_differ(engine):
     seeded = [ask(PROMPTS[1], temperature=1.0, seed=seed) for seed in (1, 2, 1)]
     alone = replies(engine, seeded[:1])[0].text
@@ -100,6 +111,7 @@ def test_a_seed_gives_the_same_reply_in_any_batch_and_seeds_differ(engine):
     assert first != second
 
 
+@real
 def test_a_choice_bounds_the_reply_and_weighs_the_letters_as_the_model_does(engine, smollm2):
     engine.load(smollm2, identity="base")
     request = ask(
@@ -114,6 +126,7 @@ def test_a_choice_bounds_the_reply_and_weighs_the_letters_as_the_model_does(engi
     assert sum(math.exp(found[letter]) for letter in "AB") <= 1.0 + 1e-6
 
 
+@real
 def test_a_prompt_too_long_is_a_no_reply_of_its_own_and_the_others_are_answered(engine):
     short, long = replies(engine, [ask(PROMPTS[0]), ask("word " * 600)])
     assert isinstance(short, Reply)
@@ -121,6 +134,27 @@ def test_a_prompt_too_long_is_a_no_reply_of_its_own_and_the_others_are_answered(
     assert (long.kind, "max_model_len" in long.message) == ("context_length", True)
 
 
+@real
+def test_a_reply_that_the_context_cut_is_none_and_one_that_its_own_limit_cut_is(engine):
+    room = 512 - len(engine.render(ask(PROMPTS[1])))
+    choice = {"temperature": 1.0, "seed": 1}
+    [short] = replies(engine, [ask(PROMPTS[1], max_tokens=3, **choice)])
+    assert (short.finish_reason, short.output_tokens) == ("length", 3)
+    filler = "word " * (room - 20)
+    [cut] = replies(engine, [ask(f"Repeat this again and again: {filler}", max_tokens=400)])
+    assert isinstance(cut, NoReply)
+    assert (cut.kind, "raise engine.max_model_len" in cut.message) == ("context_length", True)
+
+
+@real
+def test_sampling_that_vllm_refuses_is_a_no_reply_of_its_own(engine):
+    refused, fine = replies(engine, [ask(PROMPTS[0], temperature=-1.0), ask(PROMPTS[0])])
+    assert isinstance(refused, NoReply)
+    assert (refused.kind, "temperature" in refused.message) == ("bad_request", True)
+    assert isinstance(fine, Reply)
+
+
+@real
 def test_leaving_a_batch_early_leaves_the_engine_usable(engine):
     answers = engine.chat([ask(text, max_tokens=60) for text in PROMPTS])
     next(answers)
@@ -128,13 +162,133 @@ def test_leaving_a_batch_early_leaves_the_engine_usable(engine):
     assert len(replies(engine, [ask(text) for text in PROMPTS])) == 3
 
 
+@real
 def test_weights_of_another_shape_are_refused_before_they_are_loaded(engine, smollm2, tmp_path):
-    import json
-
-    from evals.chat import ChatError
-
     config = json.loads((smollm2 / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(ChatError, match="start a new engine"):
         engine.load(tmp_path, identity="small")
     assert isinstance(replies(engine, [ask(PROMPTS[0])])[0], Reply)
+
+
+class Core:
+    """Plays vLLM's engine: each step finishes all requests, as ``ends`` says: (finish_reason, tokens)."""
+
+    def __init__(self, *ends, refuse=None):
+        self.ends, self.refuse, self.held, self.most = list(ends), refuse, [], 0
+
+    def add_request(self, name, prompt, params):
+        if name == self.refuse:
+            raise ValueError("top_p must be in (0, 1], got\x1b[2J 7")
+        self.held.append(name)
+        self.most = max(self.most, len(self.held))
+
+    def step(self):
+        done, self.held = self.held, []
+        if not self.ends:
+            raise RuntimeError("CUDA error: out of memory")
+        finish, tokens = self.ends.pop(0) if len(self.ends) > 1 else self.ends[0]
+        output = SimpleNamespace(text="x", finish_reason=finish, token_ids=[1] * tokens, logprobs=None)
+        return [SimpleNamespace(request_id=name, finished=True, outputs=[output]) for name in done]
+
+    def abort_request(self, names):
+        self.held = []
+
+
+TEMPLATE = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}hello"
+
+
+@pytest.fixture
+def scripted(tmp_path, monkeypatch):
+    """Return LocalModel over a Core, with a real tokenizer whose template refuses a system message."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from evals import local
+
+    words = Tokenizer(models.WordLevel({"hello": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+
+    def make(core):
+        core.model_config = SimpleNamespace(max_model_len=8)
+        monkeypatch.setattr(local, "_start_engine", lambda *_: SimpleNamespace(llm_engine=core))
+        monkeypatch.setattr(local.LocalModel, "_sampling_params", lambda *_: None)
+        return local.LocalModel(tmp_path, identity="m")
+
+    return make
+
+
+def test_messages_that_the_template_refuses_are_a_bad_request_in_its_words(scripted, tmp_path):
+    refused = ChatRequest((Message("system", "be brief"), Message("user", "hi")), Sampling())
+    first, second = replies(scripted(Core(("stop", 3))), [refused, ask("hi")])
+    assert (first.kind, isinstance(second, Reply)) == ("bad_request", True)
+    assert f"chat template of {tmp_path} refuses the messages: System role not supported" in first.message
+
+
+def test_a_request_that_the_engine_refuses_is_a_bad_request_and_the_others_are_answered(scripted):
+    found = replies(scripted(Core(("stop", 3), refuse="1")), [ask("a"), ask("b"), ask("c")])
+    assert [isinstance(each, Reply) for each in found] == [True, False, True]
+    assert (found[1].kind, found[1].message.isprintable()) == ("bad_request", True)
+
+
+@pytest.mark.parametrize(("tokens", "kind"), [(12, Reply), (7, NoReply)])
+def test_a_reply_shorter_than_its_limit_was_cut_by_the_context(scripted, tokens, kind):
+    [found] = replies(scripted(Core(("length", tokens))), [ask("a", max_tokens=12)])
+    assert isinstance(found, kind)
+    if kind is NoReply:
+        assert found.kind == "context_length"
+        assert "after 7 of max_tokens 12" in found.message
+        assert "raise engine.max_model_len" in found.message
+
+
+def test_the_engine_never_holds_more_than_its_window(scripted):
+    from evals.local import WINDOW
+
+    core = Core(("stop", 1))
+    assert len(replies(scripted(core), [ask("a")] * (2 * WINDOW + 5))) == 2 * WINDOW + 5
+    assert core.most == WINDOW
+
+
+def test_an_engine_that_stops_says_that_what_is_stored_is_kept_and_fits_nothing_any_more(scripted, tmp_path):
+    model = scripted(Core())
+    with pytest.raises(ChatError, match=r"engine stopped.*out of memory.*run the same command again: what is stored"):
+        list(model.chat([ask("a"), ask("b")]))
+    assert not model.fits(tmp_path)
+    with pytest.raises(ChatError, match="start a new one"):
+        list(model.chat([ask("a")]))
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("generation_config.json", {"eos_token_id": [2, 107]}),
+        ("tokenizer_config.json", {"eos_token": "<end_of_turn>"}),
+        ("special_tokens_map.json", {"eos_token": {"content": "<end_of_turn>"}}),
+        ("config.json", {"eos_token_id": 2}),
+    ],
+)
+def test_checkpoints_that_stop_at_other_tokens_do_not_share_an_engine(tmp_path, file, text):
+    from evals.local import _shape
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+        (folder / "config.json").write_text('{"eos_token_id": 1}')
+    assert _shape(one) == _shape(two)
+    (two / file).write_text(json.dumps(text))
+    assert _shape(one) != _shape(two)
+
+
+def test_the_same_stop_tokens_written_in_another_way_share_an_engine(tmp_path):
+    from evals.local import _shape
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, eos, token in ((one, 1, "</s>"), (two, [1], {"content": "</s>"})):
+        folder.mkdir()
+        (folder / "config.json").write_text('{"eos_token_id": 1}')
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos, "temperature": 0.6}))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
+    assert _shape(one) == _shape(two)

@@ -1,5 +1,6 @@
 import pytest
 
+from evals.benchmark import Wanted
 from evals.records import Answer, Verdict
 from evals.starter import BENCHMARK, items, questions, requests, sampling
 
@@ -18,8 +19,12 @@ def said(question, order, value, *, judge="j", model="m"):
     return Verdict("r", judge, "starter", "1", question.id, 1, model, "base", order, value)
 
 
+EVERY = frozenset(q.id for q in questions())
+
+
 def win_rate(verdicts):
-    return {i.question: i.value for i in items(questions(), verdicts) if i.metric == "win_rate"}
+    wanted = [Wanted("m", "j", "base", EVERY)]
+    return {i.question: i.value for i in items(questions(), verdicts, wanted) if i.metric == "win_rate"}
 
 
 def test_a_right_number_is_checked_without_a_judge():
@@ -64,3 +69,20 @@ def test_a_judge_that_always_prefers_one_position_makes_an_even_win_rate():
         said(q, "baseline_first", 0.0) for q in questions()
     ]
     assert set(win_rate(always_first).values()) == {50.0}
+
+
+def test_a_model_without_a_single_verdict_is_there_with_everything_missing():
+    found = items(questions(), [], [Wanted("m", "check", None, EVERY), Wanted("m", "j", "base", EVERY)])
+    assert {i.metric.partition(":")[0] for i in found} == {"accuracy", "win_rate"}
+    assert {i.value for i in found} == {None}
+
+
+def test_only_the_questions_that_were_wanted_count():
+    found = items(questions(), [], [Wanted("m", "check", None, frozenset({EXACT.id}))])
+    assert [i.question for i in found] == [EXACT.id, EXACT.id]
+
+
+def test_verdicts_against_another_baseline_are_kept_apart():
+    verdicts = [said(OPEN, "model_first", 0.8), said(OPEN, "baseline_first", 0.4)]
+    found = items(questions(), verdicts, [Wanted("m", "j", "other", EVERY)])
+    assert {i.value for i in found} == {None}

@@ -59,8 +59,8 @@ def test_no_difference_at_all_is_never_significant():
 
 def test_swapping_the_models_negates_the_difference():
     items = [item("a", str(i), float(i % 3)) for i in range(30)] + [item("b", str(i), float(i % 2)) for i in range(30)]
-    one = paired_difference(items, model="a", other="b", metric="accuracy", judge="check")
-    two = paired_difference(items, model="b", other="a", metric="accuracy", judge="check")
+    one = paired_difference(items, model="a", other="b", metric="accuracy", judge="check", baseline=None)
+    two = paired_difference(items, model="b", other="a", metric="accuracy", judge="check", baseline=None)
     assert one.value == pytest.approx(-two.value)
     assert one.p == pytest.approx(two.p)
     assert one.low == pytest.approx(-two.high, abs=0.05)
@@ -68,12 +68,20 @@ def test_swapping_the_models_negates_the_difference():
 
 def test_a_difference_rests_only_on_questions_that_both_models_have():
     items = [item("a", "1", 100.0), item("a", "2", 0.0), item("b", "1", 0.0), item("b", "2", None), item("b", "3", 0.0)]
-    found = paired_difference(items, model="a", other="b", metric="accuracy", judge="check")
+    found = paired_difference(items, model="a", other="b", metric="accuracy", judge="check", baseline=None)
     assert (found.value, found.n, found.missing) == (100.0, 1, 2)
 
 
 def test_a_win_rate_is_compared_with_even_where_the_other_is_its_baseline():
     items = [item("a", q, 80.0, metric="win_rate", judge="j", baseline="b") for q in "xyz"]
-    found = paired_difference(items, model="a", other="b", metric="win_rate", judge="j")
+    found = paired_difference(items, model="a", other="b", metric="win_rate", judge="j", baseline="b")
     assert (found.value, found.n) == (30.0, 3)
-    assert paired_difference(items, model="a", other="c", metric="win_rate", judge="j") is None
+    assert paired_difference(items, model="a", other="c", metric="win_rate", judge="j", baseline="b") is None
+
+
+def test_win_rates_against_different_baselines_are_never_subtracted():
+    items = [item("a", q, 80.0, metric="win_rate", judge="j", baseline="b") for q in "xyz"]
+    items += [item("b", q, 20.0, metric="win_rate", judge="j", baseline="a") for q in "xyz"]
+    found = paired_difference(items, model="a", other="b", metric="win_rate", judge="j", baseline="b")
+    assert (found.value, found.baseline) == (30.0, "b")
+    assert paired_difference(items, model="a", other="c", metric="win_rate", judge="j", baseline="a") is None

@@ -39,9 +39,15 @@ def test_the_demo_file_is_valid_and_the_example_is_the_same_file():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"benchmrks": ["starter"]}, "there is no 'benchmrks' here; .* Did you mean 'benchmarks'\\? \\(top level"),
+        ({"benchmrks": ["starter"]}, "there is no 'benchmrks' here; .* Did you mean 'benchmarks'\\? \\(benchmrks in"),
         ({"benchmarks": ["startr"]}, "no benchmark 'startr'; .* Did you mean 'starter'\\? \\(benchmarks\\[0\\] in"),
         ({"benchmarks": [{"name": "starter", "limit": 0}]}, "equal to 1, not 0 \\(benchmarks\\[0\\].limit"),
+        ({"seed": True}, "valid integer, not True \\(seed in"),
+        ({"sampling": {"temperature": "5e-1"}}, "YAML reads 5e-1 as text, write 5.0e-1 \\(sampling.temperature in"),
+        ({"benchmarks": ["starter", "starter@1"]}, "'starter' is used twice \\(benchmarks\\[1\\]"),
+        ({"report": "."}, "'.' is a folder: name a file in it \\(report in"),
+        ({"models": [{"name": "x", "endpoint": {"model": "m", "base_url": "localhost:8000"}}]}, "must begin with http"),
+        ({"models": [{"name": "x", "pth": "base"}]}, "there is no 'pth' here; .*mean 'path'\\? \\(models\\[0\\].pth"),
         ({"seed": "soon"}, "valid integer.*, not 'soon' \\(seed in run.yaml\\)"),
         ({"models": [{"name": "x", "path": "nowhere"}]}, "no file or folder .*nowhere \\(models\\[0\\].path in"),
         ({"models": [{"name": "x"}]}, "model 'x' needs exactly one of path, hub and endpoint \\(models\\[0\\] in"),
@@ -68,6 +74,40 @@ def test_the_demo_file_is_valid_and_the_example_is_the_same_file():
 def test_a_mistake_is_named_with_its_value_its_place_and_the_next_step(write, changes, message):
     with pytest.raises(ConfigError, match=message):
         load_experiment(write(**changes))
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        {"model": "m", "api_key_env": "sk-proj-REAL"},
+        {"model": "m", "base_url": "http://me:sk-proj-REAL@host/v1"},
+    ],
+)
+def test_a_key_written_where_it_does_not_belong_is_refused_and_not_repeated(write, endpoint):
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(write(models=[{"name": "x", "endpoint": endpoint}]))
+    assert "environment variable" in str(caught.value)
+    assert "REAL" not in str(caught.value)
+
+
+def test_a_key_that_is_written_twice_is_refused(tmp_path):
+    (tmp_path / "x.yaml").write_text("judges: [{model: a}]\njudges: []\n")
+    with pytest.raises(ConfigError, match="'judges' is written twice"):
+        load_experiment(tmp_path / "x.yaml")
+
+
+def test_a_mergekit_file_is_refused_as_what_it_is(tmp_path):
+    (tmp_path / "x.yaml").write_text("merge_method: linear\nmodels: []\n")
+    with pytest.raises(ConfigError, match="is mergekit's YAML"):
+        load_merge(tmp_path / "x.yaml", name="merged")
+
+
+def test_mistakes_in_a_merge_recipe_are_placed_in_the_recipe(write, tmp_path):
+    write()
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"method": "sce", "base": "base", "sources": ["tuned", "nowhere"]}))
+    with pytest.raises(ConfigError, match=r"nowhere \(sources\[1\] in recipe.yaml\)"):
+        load_merge(file, name="merged")
 
 
 def test_every_mistake_is_named_at_once(write):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import duckdb
@@ -62,6 +63,7 @@ def kill_in_the_middle(folder: Path, cache: Path, stage: str) -> None:
             break
     else:
         pytest.fail(f"the run ended before {stage!r} was half done")
+    time.sleep(1.0)  # what has arrived is promised to be stored by now
     process.send_signal(signal.SIGKILL)
     process.communicate()
 

@@ -29,6 +29,7 @@ def workplace(tmp_path):
         ]
         models[2]["evaluate"] = False
         given = {"models": models, "benchmarks": [{"name": "starter", "limit": 12}], "judges": [{"model": "judge"}]}
+        given["report"] = None  # drawing it takes longer than the rest
         (tmp_path / "run.yaml").write_text(yaml.safe_dump({**given, **changes}))
         return tmp_path
 
@@ -66,7 +67,7 @@ def contents(folder):
 
 def test_a_run_answers_judges_scores_and_reports_and_a_second_one_asks_nothing(workplace):
     with FakeServer() as server:
-        folder = workplace(server.base_url)
+        folder = workplace(server.base_url, report="report.html")
         code, out, err = fuseval(folder, "run", "run.yaml", "--json")
         assert code == 0, err
         asked, first = server.count, contents(folder)
@@ -169,9 +170,83 @@ def test_the_key_is_taken_from_the_named_variable_and_is_nowhere_in_ledger_repor
     with FakeServer() as server:
         endpoint = {"model": "fake", "base_url": server.base_url, "api_key_env": "MY_KEY"}
         models = [{"name": "base", "endpoint": endpoint}]
-        folder = workplace("", models=models, judges=[], benchmarks=[{"name": "starter", "limit": 2}])
+        folder = workplace("", models=models, judges=[], report="report.html")
         code, out, err = fuseval(folder, "run", "run.yaml")
         assert code == 0, err
     for text in (out, err, *(p.read_bytes().decode("latin-1") for p in folder.rglob("*") if p.is_file())):
         assert "sk-very-secret" not in text
     assert Path(folder / "report.html").exists()
+
+
+def test_scoring_again_gives_the_last_runs_scores_also_where_another_sampling_lies_beside_them(workplace):
+    def score(folder):
+        return fuseval(folder, "score", "--json")[1]
+
+    with FakeServer() as server:
+        folder = workplace(server.base_url)
+        _, cold, _ = fuseval(folder, "run", "run.yaml", "--json")
+        workplace(server.base_url, sampling={"temperature": 0.5})
+        fuseval(folder, "run", "run.yaml")
+        workplace(server.base_url)
+        _, again, _ = fuseval(folder, "run", "run.yaml", "--json")
+    assert again == cold == score(folder)
+
+
+def test_a_model_whose_every_call_fails_is_there_with_everything_missing_and_nothing_from_before(workplace):
+    def fails_when_warm(body, _):
+        return too_long() if body["model"] == "fake-tuned" and body.get("temperature") == 0.5 else None
+
+    with FakeServer(script=fails_when_warm) as server:
+        folder = workplace(server.base_url)
+        fuseval(folder, "run", "run.yaml")
+        workplace(server.base_url, sampling={"temperature": 0.5})
+        code, out, _ = fuseval(folder, "run", "run.yaml", "--json")
+    rows = {row["metric"]: row for row in json.loads(out) if row["model"] == "tuned"}
+    assert code == 3
+    assert {row["value"] for row in rows.values()} == {None}
+    assert (rows["accuracy"]["missing"], rows["win_rate"]["missing"]) == (4, 8)
+
+
+def test_one_model_under_two_names_is_refused(workplace):
+    endpoint = {"model": "m", "base_url": "http://127.0.0.1:9"}
+    folder = workplace("", models=[{"name": "a", "endpoint": endpoint}, {"name": "b", "endpoint": endpoint}], judges=[])
+    code, _, err = fuseval(folder, "run", "run.yaml")
+    assert (code, "'b' and 'a' are the very same model" in err) == (2, True)
+
+
+def test_a_ledger_with_another_text_of_a_question_is_refused_before_anything_is_asked(workplace):
+    with FakeServer() as server:
+        folder = workplace(server.base_url)
+        fuseval(folder, "run", "run.yaml")
+        with duckdb.connect(str(folder / "fuseval.duckdb")) as connection:
+            connection.execute("UPDATE questions SET category = 'other' WHERE id = 'writing-01'")
+        asked = server.count
+        code, _, err = fuseval(folder, "run", "run.yaml")
+        assert (code, server.count, "another text of question 'writing-01'" in err) == (2, asked, True)
+
+
+def test_a_key_that_is_not_set_is_said_before_anything_is_asked(workplace):
+    with FakeServer() as server:
+        base = {"name": "base", "endpoint": {"model": "m", "base_url": server.base_url}}
+        judge = {"name": "judge", "evaluate": False, "endpoint": {"model": "j", "api_key_env": "FUSEVAL_TEST_NO_KEY"}}
+        folder = workplace("", models=[base, judge])
+        code, _, err = fuseval(folder, "run", "run.yaml")
+        assert (code, server.count, "FUSEVAL_TEST_NO_KEY" in err) == (2, 0, True)
+
+
+def test_a_changed_baseline_never_mixes_rates_against_different_opponents(workplace):
+    def own_words(body):
+        return default_text(body) if body.get("structured_outputs") else f"{body['model']}: {default_text(body)}"
+
+    query = (
+        "SELECT value FROM differences d JOIN models m ON m.id = d.model WHERE m.name = 'tuned' AND metric = 'win_rate'"
+    )
+    with FakeServer(reply=own_words) as server:
+        folder = workplace(server.base_url)
+        fuseval(folder, "run", "run.yaml")
+        [before] = table(folder, query)
+        workplace(server.base_url, baseline="tuned")
+        fuseval(folder, "run", "run.yaml")
+        workplace(server.base_url)
+        fuseval(folder, "run", "run.yaml")
+        assert before in table(folder, query)

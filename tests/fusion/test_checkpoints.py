@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fusion.checkpoints import Checkpoint, content_hash, from_gguf, whole_folder, write_checkpoint
-from fusion.errors import CheckpointError, RecipeError
+from fusion.errors import CheckpointError, FusionError, RecipeError
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4)}
 
@@ -110,6 +110,30 @@ def test_an_existing_checkpoint_is_never_overwritten(make_checkpoint, tmp_path: 
     assert Checkpoint(like).names == ("a", "b")
 
 
+def test_a_checkpoint_that_another_process_finished_first_stays_and_nothing_is_lost(tmp_path: Path):
+    out = tmp_path / "out"
+    with whole_folder(out) as work:
+        (work / "model.safetensors").write_bytes(b"mine")
+        out.mkdir()
+        (out / "model.safetensors").write_bytes(b"theirs")
+    assert (out / "model.safetensors").read_bytes() == b"theirs"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_folder_of_something_else_that_came_meanwhile_is_an_error(tmp_path: Path):
+    out = tmp_path / "out"
+
+    def fill() -> None:
+        with whole_folder(out) as work:
+            (work / "model.safetensors").touch()
+            out.mkdir()
+            (out / "notes.txt").touch()
+
+    with pytest.raises(CheckpointError, match=r"by something else meanwhile \(it lacks model\.safetensors\)"):
+        fill()
+    assert os.listdir(out) == ["notes.txt"]
+
+
 def test_the_files_can_be_read_by_whom_the_folder_can_be(make_checkpoint, tmp_path: Path):
     write(tmp_path / "out", make_checkpoint("like", WEIGHTS))
     mode = (tmp_path / "out").stat().st_mode & 0o666
@@ -157,6 +181,36 @@ def test_what_is_no_gguf_is_refused(tmp_path: Path):
         from_gguf(tmp_path / "text.gguf", tmp_path / "out")
     with pytest.raises(RecipeError, match="dtype is 'int4'; it must be one of bfloat16, float16, float32"):
         from_gguf(tmp_path / "text.gguf", tmp_path / "out", dtype="int4")
+
+
+def gguf_file(path: Path) -> Path:
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_tensor("token_embd.weight", np.zeros((8, 8), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("kept", [6, 40, 150, -100, None])
+def test_a_gguf_that_is_cut_short_or_no_model_is_named(tmp_path: Path, kept: int | None):
+    file = gguf_file(tmp_path / "cut.gguf")
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=r"cut\.gguf cannot be read \(.*fetch it again"):
+        from_gguf(file, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["cut.gguf"]
+
+
+def test_a_missing_gguf_package_is_named_with_the_extra_that_brings_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(FusionError, match=r"needs gguf.*pip install 'fuseval\[demo\]'"):
+        from_gguf(tmp_path / "m.gguf", tmp_path / "out")
 
 
 @pytest.mark.slow

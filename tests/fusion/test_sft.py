@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fusion.checkpoints import content_hash
-from fusion.errors import CheckpointError, RecipeError
+from fusion.errors import CheckpointError, FusionError, RecipeError
 from fusion.merge import MergeRecipe, merge_to_folder
 from fusion.sft import SftParams, Step, fine_tune, read_conversations, read_steps
 
@@ -78,6 +78,30 @@ def test_a_wrong_parameter_is_told_what_it_must_be(field: str, value: object, wa
     with pytest.raises(RecipeError) as error:
         SftParams(**{field: value})  # type: ignore[arg-type]
     assert f"{field} of the fine-tuning is {value!r}; it must be {wanted}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("5e-6", " (YAML needs 5.0e-6 for a number)"),
+        ("1E5", " (YAML needs 1.0e+5 for a number)"),
+        ("1.5e-5", " (YAML needs 1.5e-5 for a number)"),
+        ("0.1", " (written without quotes)"),
+        ("fast", ""),
+    ],
+)
+def test_a_number_that_yaml_took_for_text_is_told_how_to_write_it(text: str, hint: str):
+    with pytest.raises(RecipeError) as error:
+        SftParams(learning_rate=text)  # type: ignore[arg-type]
+    assert str(error.value).endswith(f"is {text!r}; it must be a number above 0{hint}")
+
+
+def test_packages_that_are_not_installed_are_named_with_the_extra_that_brings_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(FusionError, match=r"this needs trl, not installed here: pip install 'fuseval\[train\]'"):
+        fine_tune(tmp_path, tmp_path, tmp_path / "out", SftParams(), on_step=None, recipe={}, card="")
 
 
 def test_bad_data_and_a_bad_model_are_found_before_anything_is_loaded(tmp_path: Path):

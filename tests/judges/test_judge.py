@@ -49,8 +49,14 @@ def test_a_token_with_a_space_before_the_letter_counts_for_the_letter():
     )
 
 
-@pytest.mark.parametrize(("text", "value"), [("A", 1.0), (" B.", 0.0), ("Answer A", None), ("", None), ("Both", None)])
-def test_without_log_probabilities_the_first_letter_decides_or_nothing_does(text, value):
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *[("A", 1.0), (" B.", 0.0), ("A)\n", 1.0), ("Answer A", None), ("", None), ("Both", None)],
+        *[("A comparison shows", None), ("A B", None), ("B, since", None), ("A.B", None), ("a", None)],
+    ],
+)
+def test_without_log_probabilities_the_letter_must_be_the_whole_reply(text, value):
     assert a_or_b(judgment(text)) == value
 
 

@@ -2,7 +2,7 @@ import csv
 import dataclasses
 import json
 
-from reports.compare import interval, number, p_text, statement, to_csv, to_json, to_latex, to_markdown
+from reports.compare import grids, interval, number, p_text, statement, to_csv, to_json, to_latex, to_markdown
 from results.queries import DifferenceRow, LeaderboardRow
 
 KEYS = ["model", "benchmark", "version", "judge", "metric", "value", "low", "high", "n", "missing", "flags"]
@@ -31,7 +31,7 @@ def score(**changes):
 
 def difference(value, low, high, p=0.004, **changes):
     row = DifferenceRow(
-        "rewriting-sft", "smollm2-135m", "starter", "1", "check", "accuracy:rewriting", value, low, high, p, 12, 0
+        "rewriting-sft", "smollm2-135m", "starter", "1", "check", None, "accuracy:rewriting", value, low, high, p, 12, 0
     )
     return dataclasses.replace(row, **changes)
 
@@ -77,6 +77,17 @@ def test_a_missing_difference_is_said_to_be_missing():
     )
 
 
+def test_a_third_models_answers_that_both_were_judged_against_are_named():
+    judged = {"metric": "win_rate", "judge_name": "gpt"}
+    assert " on starter win_rate (both against o1) as judged by gpt: " in (
+        statement(difference(1.0, -2.0, 3.0, baseline_name="o1", **judged)).sentence
+    )
+    claim = statement(difference(9.0, 1.0, 20.0, baseline_name="o1", **judged)).sentence
+    assert " on starter win_rate (both against o1) by 9.0 [1.0, 20.0] points as judged by gpt (" in claim
+    for one in ("rewriting-sft", "smollm2-135m"):
+        assert "both" not in statement(difference(9.0, 1.0, 20.0, baseline_name=one, **judged)).sentence
+
+
 def test_missing_questions_are_named_beside_a_claim():
     assert statement(difference(9.0, 1.0, 20.0, n=10, missing=2)).sentence.endswith("(p = 0.004, n = 10, 2 missing).")
 
@@ -119,3 +130,31 @@ def test_latex_is_escaped_and_ruled():
     assert r"50\%\_a\&b\textbackslash{}\{\$\#\textasciicircum{}\textasciitilde{}\}" in table
     assert "missing & {}[missing]" in table
     assert [table.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\\" + "\n")] == [1, 1, 1, 3]
+
+
+def test_a_grid_has_a_row_a_model_and_a_column_a_metric_and_leaves_out_nothing_missing():
+    rows = [
+        score(name="a", metric="accuracy:x", value=50.0, low=40.0, high=60.0, missing=2),
+        score(name="b", metric="accuracy:x", value=None, low=None, high=None, n=0, missing=9),
+        score(name="a", metric="win_rate", judge_name="j", value=61.0, low=51.0, high=70.0, missing=0),
+    ]
+    [table] = grids(rows).values()
+    assert table == [
+        {"model": "a", "accuracy:\nx": "50.0\n[40.0, 60.0]\n2 missing", "win_rate\nby j": "61.0\n[51.0, 70.0]"},
+        {"model": "b", "accuracy:\nx": "missing", "win_rate\nby j": ""},
+    ]
+
+
+def test_scores_against_two_baselines_stand_side_by_side():
+    judged = {"metric": "win_rate", "judge_name": "j", "low": None, "high": None}
+    rows = [score(value=value, baseline_name=name, **judged) for value, name in ((61.0, "o1"), (30.0, "o2"))]
+    [[row]] = grids(rows).values()
+    assert {column: cell.split("\n")[0] for column, cell in row.items()} == {
+        "model": "sce",
+        "win_rate\nby j\nagainst o1": "61.0",
+        "win_rate\nby j\nagainst o2": "30.0",
+    }
+    assert "| win_rate against o2 | 30.0 |" in to_markdown(rows)
+    assert "win\\_rate against o2 & 30.0 &" in to_latex(rows)
+    [[row]] = grids(rows[:1]).values()
+    assert set(row) == {"model", "win_rate\nby j"}

@@ -7,7 +7,7 @@ from reports.figures import differences_figure, leaderboard_figure, training_fig
 from results.queries import DifferenceRow, LeaderboardRow, TrainingRow
 
 SCORE = LeaderboardRow("5f", "sce", "merge", "starter", "1", "check", "check", None, "accuracy", 40, 20, 60, 12, 0, ())
-DIFFERENCE = DifferenceRow("sce", "base", "starter", "1", "check", "accuracy", 20.0, 5.0, 35.0, 0.01, 12, 0)
+DIFFERENCE = DifferenceRow("sce", "base", "starter", "1", "check", None, "accuracy", 20.0, 5.0, 35.0, 0.01, 12, 0)
 LOSSES = [TrainingRow(name, step, 3 - step / 10, 1e-4, step * 100) for name in ("a", "b") for step in range(9)]
 
 
@@ -35,6 +35,22 @@ def test_a_figure_holds_nothing_that_a_strict_page_forbids():
     for svg in (leaderboard_figure([SCORE]), differences_figure([statement(DIFFERENCE)]), training_figure(LOSSES)):
         assert not re.search(r"<style|<script|style=|<!DOCTYPE|xlink|https?://(?!www\.w3\.org/2000/svg)", svg)
         assert "currentColor" in svg
+
+
+def test_a_long_name_keeps_the_end_that_tells_it_apart():
+    names = [f"rewriting-and-planning-merged·{digits}" for digits in ("8e5e", "77aa")]
+    drawn = text(leaderboard_figure([dataclasses.replace(SCORE, name=name) for name in names]))
+    assert "·8e5e" in drawn
+    assert "·77aa" in drawn
+
+
+def test_every_baseline_has_its_panel():
+    against = [dataclasses.replace(SCORE, metric="win_rate", baseline_name=name) for name in ("o1", "o2")]
+    drawn = text(leaderboard_figure(against))
+    assert "against o1" in drawn
+    assert "against o2" in drawn
+    differences = [dataclasses.replace(DIFFERENCE, metric="win_rate", baseline_name=name) for name in ("o1", "base")]
+    assert text(differences_figure([statement(each) for each in differences])).count("both against") == 1
 
 
 def test_a_missing_score_is_drawn_as_the_word():

@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -83,7 +84,7 @@ def fill(ledger):
         Score(BASE.id, "starter", "1", "check", None, "accuracy", None, None, None, 0, 4),
     ]
     ledger.add_scores(scores, provenance={})
-    ledger.add(Difference(SCE.id, BASE.id, "starter", "1", "check", "accuracy", 50.0, 20.0, 80.0, 0.01, 4, 1))
+    ledger.add(Difference(SCE.id, BASE.id, "starter", "1", "check", None, "accuracy", 50.0, 20.0, 80.0, 0.01, 4, 1))
     run = ledger.start_run(command="fuseval demo", experiment=HOSTILE, versions={"duckdb": "2.0.0"})
     ledger.end_run(run, outcome="done")
 
@@ -178,6 +179,44 @@ def test_the_browser_gets_turns_checks_and_both_orders(html):
     assert question["checks"] == [{"model": SCE.name, "turn": 2, "value": 1.0}]
     assert {row["order"] for row in question["judgments"]} == {"model_first", "baseline_first"}
     assert question["judgments"][0]["top_logprobs"] == [["A", -0.1]]  # an impossible token has no finite logarithm
+
+
+def test_the_notes_of_the_last_run_are_shown_where_none_are_given(tmp_path):
+    with Ledger.open(tmp_path / "noted.duckdb") as noted:
+        for notes in (["Forgotten."], ["Plumbing, not quality."]):
+            noted.start_run(command="fuseval demo", experiment=json.dumps({"notes": notes}), versions={})
+        text = Page(page(noted, title="Demo")).text.split("Provenance")[0]
+        assert "Plumbing, not quality." in text
+        assert "Forgotten." not in text
+        assert (
+            "Plumbing" not in Page(page(noted, title="Demo", notes=[])).text.split("The experiment of the last run")[0]
+        )
+
+
+def test_two_models_of_one_name_stay_two_in_every_table_and_in_the_browser(tmp_path):
+    first, second = (dataclasses.replace(SCE, id=id_, name="sce") for id_ in ("8e5e00", "77aa00"))
+    with Ledger.open(tmp_path / "twins.duckdb") as twins:
+        twins.add(BASE, first, second, QUESTION, *(answer(model, 1, model.id) for model in (first, second)))
+        twins.add(
+            *(Score(m.id, "starter", "1", "check", None, "accuracy", 5.0, 1.0, 9.0, 4, 0) for m in (first, second))
+        )
+        found = Page(page(twins, title="Demo"))
+    data = json.loads(found.blocks["script"][0])
+    assert data["models"] == ["sce·77aa", "sce·8e5e"]
+    shown = {row["model"]: row["text"] for row in data["questions"][0]["answers"]}
+    assert shown == {"sce·8e5e": "8e5e00", "sce·77aa": "77aa00"}
+    assert "2 models (sce·77aa, sce·8e5e) on starter 1" in found.text
+    assert "77aa00 sce·77aa merge" in found.text
+
+
+def test_win_rates_against_two_baselines_are_two_tables(tmp_path):
+    with Ledger.open(tmp_path / "baselines.duckdb") as both:
+        both.add(BASE, *(Model(name, name, "endpoint", "x") for name in ("o1", "o2")))
+        about = (BASE.id, "arena", "1", "j")
+        both.add(*(Score(*about, other, "win_rate", 5.0, 1.0, 9.0, 4, 0) for other in ("o1", "o2")))
+        text = Page(page(both, title="Demo")).text
+    assert "Judged by j, against o1 (50 is even with it)." in text
+    assert "Judged by j, against o2 (50 is even with it)." in text
 
 
 def test_an_empty_ledger_makes_a_page(tmp_path):

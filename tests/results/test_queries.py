@@ -80,9 +80,46 @@ def test_the_leaderboard_can_be_narrowed_by_name_or_identity(ledger: Ledger) -> 
 
 
 def test_differences_name_both_models(ledger: Ledger) -> None:
-    ledger.add(Difference("m1", "m2", "starter", "1", "check", "accuracy", 5.0, -1.0, 11.0, 0.1, 20, 2))
-    expected = queries.DifferenceRow("tuned", "base", "starter", "1", "check", "accuracy", 5.0, -1.0, 11.0, 0.1, 20, 2)
-    assert queries.differences(ledger) == [expected]
+    ledger.add(Difference("m1", "m2", "starter", "1", "j1", "m2", "win_rate", 5.0, -1.0, 11.0, 0.1, 20, 2))
+    expected = ("tuned", "base", "starter", "1", "judge", "base", "win_rate", 5.0, -1.0, 11.0, 0.1, 20, 2)
+    assert queries.differences(ledger) == [queries.DifferenceRow(*expected)]
+
+
+def test_differences_against_two_baselines_are_two(ledger: Ledger) -> None:
+    about = ("starter", "1", "j1")
+    ledger.add(Model("m3", "third", "checkpoint", "somewhere"))
+    ledger.add(*[Difference("m1", "m2", *about, b, "w", 5.0, 1.0, 9.0, 0.1, 9, 0) for b in (None, "m2", "m3")])
+    assert {row.baseline_name for row in queries.differences(ledger)} == {None, "base", "third"}
+    assert len(queries.differences(ledger, model="base", models=["m1", "m2"])) == 3
+    assert queries.differences(ledger, models=["m1", "m3"]) == queries.differences(ledger, model="third") == []
+
+
+def test_models_of_one_name_are_told_apart_everywhere(ledger: Ledger) -> None:
+    for id_ in ("8e5e0", "8e5e1", "77aa0"):
+        ledger.add(Model(id_, "sce" if id_ != "77aa0" else "solo", "merge", "made"), score(id_, 50.0, baseline="8e5e0"))
+        ledger.add(answer(f"a-{id_}", model=id_), TrainingPoint(id_, 1, 2.0, 1e-4, 9))
+        ledger.add(Failure(f"f-{id_}", "answer", id_, "starter", "q1", "timeout", "took 60 s", 3))
+        ledger.add(Verdict(f"a-{id_}", "check", "starter", "1", "q2", 1, id_, None, "single", 1.0))
+    names = {"sce·8e5e0", "sce·8e5e1", "solo"}
+    assert {queries.display_names(ledger)[id_] for id_ in ("8e5e0", "8e5e1", "77aa0")} == names
+    assert {row.name for row in queries.leaderboard(ledger)} == names
+    assert {row.baseline_name for row in queries.leaderboard(ledger)} == {"sce·8e5e0"}
+    for query in (queries.answers_wide, queries.checks, queries.training, queries.failures):
+        assert {row.model_name for row in query(ledger)} == names
+    for wanted, found in (("sce", {"8e5e0", "8e5e1"}), ("sce·8e5e1", {"8e5e1"}), ("8e5e1", {"8e5e1"})):
+        assert {row.model for row in queries.leaderboard(ledger, model=wanted)} == found
+
+
+def test_four_digits_tell_models_apart_where_they_can(ledger: Ledger) -> None:
+    ledger.add(*[Model(id_, "sce", "merge", "made") for id_ in ("8e5e" + "0" * 28, "77aa" + "0" * 28)])
+    ledger.add(Model("x", "odd", "merge", "made"), Model("xy", "odd", "merge", "made"))
+    assert set(queries.display_names(ledger).values()) >= {"sce·8e5e", "sce·77aa", "odd·x", "odd·xy", "base"}
+
+
+def test_the_leaderboard_can_be_kept_to_some_models(ledger: Ledger) -> None:
+    ledger.add(score("m1", 60.0), score("m2", 40.0))
+    assert [row.model for row in queries.leaderboard(ledger, models=["m2", "unknown"])] == ["m2"]
+    assert queries.leaderboard(ledger, models=set()) == []
 
 
 def test_answers_stand_beside_what_was_asked_in_that_turn(ledger: Ledger) -> None:

@@ -25,6 +25,7 @@ from evals.records import (
     Question,
     Sampling,
     Score,
+    Selection,
     TrainingPoint,
     Verdict,
 )
@@ -55,7 +56,8 @@ JUDGMENT = Judgment("g1", "j" * 32, "A", "stop", (("A", -0.1), ("B", -2.5)), 99,
 VERDICT = Verdict("r1", "j" * 32, "starter", "1", "q1", 2, MODEL.id, None, "single", 0.75)
 ITEM = ItemScore(MODEL.id, "starter", "1", "check", None, "accuracy", "q1", None)
 SCORE = Score(MODEL.id, "starter", "1", "check", None, "accuracy", 50.0, 40.0, 60.0, 10, 2, ("few questions",))
-DIFFERENCE = Difference(MODEL.id, "other", "starter", "1", "check", "accuracy", 1.0, -2.0, 3.0, 0.5, 10, 0)
+DIFFERENCE = Difference(MODEL.id, "other", "starter", "1", "check", None, "accuracy", 1.0, -2.0, 3.0, 0.5, 10, 0)
+SELECTION = Selection(MODEL.id, "starter", "1", ("q1", "q2"), ("a1",), "other", ("j" * 32,))
 FAILURE = Failure("a9", "answer", MODEL.id, "starter", "q9", "timeout", "took 60 s", 3)
 POINT = TrainingPoint(MODEL.id, 10, 2.5, 1e-4, 4096, (("grad_norm", 1.5),))
 
@@ -88,13 +90,14 @@ def everything(ledger: Ledger) -> list[list[object]]:
             ledger.item_scores(),
             ledger.scores(),
             ledger.differences(),
+            ledger.selections(),
             ledger.failures(),
             ledger.training(),
         )
     ]
 
 
-RECORDS = (QUESTION, MODEL, ANSWER, REQUEST, JUDGMENT, VERDICT, ITEM, SCORE, DIFFERENCE, FAILURE, POINT)
+RECORDS = (QUESTION, MODEL, ANSWER, REQUEST, JUDGMENT, VERDICT, ITEM, SCORE, DIFFERENCE, SELECTION, FAILURE, POINT)
 
 
 def test_every_record_comes_back_as_it_was(ledger: Ledger, path: Path) -> None:
@@ -153,6 +156,23 @@ def test_reads_can_be_narrowed(ledger: Ledger) -> None:
     assert [v.request for v in ledger.verdicts(judge="check", version="1")] == ["a1"]
 
 
+def test_the_last_selection_counts(ledger: Ledger) -> None:
+    last = replace(SELECTION, questions=("q1",), baseline=None)
+    other = replace(SELECTION, benchmark="arena")
+    ledger.add(SELECTION, other)
+    ledger.flush()
+    ledger.add(last)
+    assert ledger.selections() == [other, last]
+    assert ledger.selections(benchmark="starter", version="1") == [last]
+    assert ledger.selections(version="2") == []
+
+
+def test_a_difference_is_kept_for_each_baseline(ledger: Ledger) -> None:
+    kept = [replace(DIFFERENCE, baseline=baseline) for baseline in (None, "b1", "b2")]
+    ledger.add(*kept, *kept)
+    assert ledger.differences() == kept
+
+
 def test_questions_keep_the_order_of_the_benchmark(ledger: Ledger) -> None:
     ids = ["q10", "q2", "zz", "a"]
     for id_ in ids:
@@ -184,9 +204,9 @@ def test_a_value_that_fits_no_column_is_refused_at_once_and_stops_nothing(ledger
 
 
 def test_scores_carry_their_provenance(ledger: Ledger) -> None:
-    ledger.add_scores([SCORE, replace(SCORE, metric="other")], provenance={"assets": {"q.jsonl": "ab12"}})
-    rows = ledger.sql("SELECT provenance ->> '$.assets.\"q.jsonl\"', scored_at <= now() FROM scores").fetchall()
-    assert rows == [("ab12", True)] * 2
+    ledger.add_scores([SCORE, replace(SCORE, metric="other")], provenance={"scored_with": {"numpy": "2.4"}})
+    rows = ledger.sql("SELECT provenance ->> '$.scored_with.numpy', scored_at <= now() FROM scores").fetchall()
+    assert rows == [("2.4", True)] * 2
 
 
 def test_scores_of_a_benchmark_are_cleared_and_no_others(ledger: Ledger) -> None:
@@ -270,7 +290,6 @@ def test_an_error_of_the_background_is_raised_and_nothing_is_lost(ledger: Ledger
     with pytest.raises(LedgerError, match=r"could not be written .*verdicts"):
         ledger.add(verdict(2))
     ledger._connection.execute("ALTER TABLE hidden RENAME TO verdicts")
-    ledger.add(verdict(2))
     for _ in range(2):
         try:
             assert [v.request for v in ledger.verdicts()] == ["r1", "r2"]
