@@ -141,7 +141,9 @@ class LocalModel:
             return NoReply("context_length", self._too_long(len(prompt)), 1)
         try:
             self._core.add_request(name, {"prompt_token_ids": prompt}, self._sampling_params(request))
-        except ValueError as error:
+        except Exception as error:
+            if not _is_refusal(error):
+                raise
             return NoReply("bad_request", f"vLLM refuses the request: {one_line(str(error))}", 1)
         return _Running(begun=begun, prompt_tokens=len(prompt), max_tokens=request.sampling.max_tokens)
 
@@ -251,8 +253,14 @@ def _start_engine(folder: Path, settings: EngineSettings) -> Any:
             )
         except ImportError as error:
             raise ChatError(f"vLLM cannot be imported ({error}); `fuseval doctor` says what to install") from error
-        except (ValueError, RuntimeError, OSError) as error:
+        except Exception as error:
             raise ChatError(f"vLLM cannot run {folder}: {error}\n{_tail(noise)}".rstrip()) from error
+
+
+def _is_refusal(error: Exception) -> bool:
+    # By name: vLLM's own were ValueErrors once, and now have a family of their own.
+    names = {each.__name__ for each in type(error).__mro__}
+    return bool(names & {"ValueError", "VLLMClientError", "VLLMValidationError"})
 
 
 def _device_options(settings: EngineSettings) -> dict[str, Any]:

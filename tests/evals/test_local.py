@@ -136,12 +136,12 @@ def test_a_prompt_too_long_is_a_no_reply_of_its_own_and_the_others_are_answered(
 
 @real
 def test_a_reply_that_the_context_cut_is_none_and_one_that_its_own_limit_cut_is(engine):
-    room = 512 - len(engine.render(ask(PROMPTS[1])))
-    choice = {"temperature": 1.0, "seed": 1}
-    [short] = replies(engine, [ask(PROMPTS[1], max_tokens=3, **choice)])
-    assert (short.finish_reason, short.output_tokens) == ("length", 3)
-    filler = "word " * (room - 20)
-    [cut] = replies(engine, [ask(f"Repeat this again and again: {filler}", max_tokens=400)])
+    words = 1
+    while len(engine.render(ask("word " * (words + 1)))) <= 510:
+        words += 1
+    longer = ("one two three four five six seven eight",)  # than the two tokens of room that the prompt leaves
+    short, cut = replies(engine, [ask("word " * words, max_tokens=most, choices=longer) for most in (1, 400)])
+    assert (short.finish_reason, short.output_tokens) == ("length", 1)
     assert isinstance(cut, NoReply)
     assert (cut.kind, "raise engine.max_model_len" in cut.message) == ("context_length", True)
 
