@@ -16,7 +16,8 @@ ROUNDS = 5
 
 def main(folders: list[Path]) -> None:
     """Swap to and fro, then start a process with an engine of its own."""
-    from evals.local import EngineSettings, LocalModel
+    from evals.engine import EngineSettings
+    from evals.local import LocalModel
 
     settings = EngineSettings(max_model_len=1024, kv_cache_gib=0.5)
     begun = time.perf_counter()
@@ -38,7 +39,8 @@ def main(folders: list[Path]) -> None:
 
 def one(folder: Path) -> None:
     """Start an engine, as a process of its own would."""
-    from evals.local import EngineSettings, LocalModel
+    from evals.engine import EngineSettings
+    from evals.local import LocalModel
 
     LocalModel(folder, identity="one", settings=EngineSettings(max_model_len=1024, kv_cache_gib=0.5))
 

@@ -6,40 +6,18 @@ pipeline keeps one :class:`LocalModel` and calls :meth:`LocalModel.load` for eac
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import json
-import os
-import sys
-import tempfile
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from evals.chat import ChatError, ChatRequest, NoReply, Reply
 from evals.endpoint_errors import one_line
+from evals.engine import EngineSettings, shape, start_engine
 
 WINDOW = 512  # requests handed to the engine at a time: enough to fill any batch, and memory stays flat
-
-# What decides whether weights of one folder can run in an engine made for another.
-SHAPE_IRRELEVANT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """How the engine runs; ``dtype`` "auto" is float32 on a CPU, where it is fastest, and the checkpoint's on a GPU.
-
-    ``max_model_len`` bounds prompt and reply together, in tokens, and is lowered to what the model was made for.
-    """
-
-    max_model_len: int = 4096
-    dtype: str = "auto"
-    kv_cache_gib: float = 1.0  # CPU only; a GPU engine takes gpu_memory_utilization
-    gpu_memory_utilization: float = 0.9
-    tensor_parallel: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,35 +27,26 @@ class _Running:
     max_tokens: int
 
 
-class WeightSwap:
-    """vLLM worker extension: reload the weights from a folder, packed copies included."""
-
-    def swap_weights(self, folder: str) -> None:
-        """Load ``folder``'s weights into the running model of this worker."""
-        self.reload_weights(weights_path=folder)  # type: ignore[attr-defined]
-        model = self.model_runner.get_model()  # type: ignore[attr-defined]
-        head = getattr(model, "lm_head", None)
-        if head is not None and next(model.parameters()).device.type == "cpu":
-            # On a CPU a tied lm_head keeps a packed copy of the old weights, and reload_weights leaves it stale.
-            from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-
-            dispatch_cpu_unquantized_gemm(head, remove_weight=False)
-
-
 class LocalModel:
     """A ChatModel over a folder of safetensors, a tokenizer and its chat template."""
 
-    def __init__(self, folder: Path, *, identity: str, settings: EngineSettings | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        identity: str,
+        settings: EngineSettings | None = None,
+        start: Callable[[Path, EngineSettings], Any] = start_engine,
+    ) -> None:
         """Start the engine; raises ChatError when vLLM or the checkpoint cannot be used."""
         self.folder = folder
         self.identity = identity
-        self.settings = settings or EngineSettings()
-        self._engine = _start_engine(folder, self.settings)
+        self._engine = start(folder, settings or EngineSettings())
         self._set_tokenizer(folder)
 
     def fits(self, folder: Path) -> bool:
         """Say whether :meth:`load` can put ``folder``'s weights here: same architecture, vocabulary and stop tokens."""
-        return self._engine is not None and _shape(folder) == _shape(self.folder)
+        return self._engine is not None and shape(folder) == shape(self.folder)
 
     def load(self, folder: Path, *, identity: str) -> None:
         """Swap in the weights and the chat template of ``folder``, of the same shape, and forget what was cached."""
@@ -87,8 +56,12 @@ class LocalModel:
             raise ChatError(
                 f"{folder} has another architecture, vocabulary or stop tokens than {self.folder}: start a new engine"
             )
-        self._engine.collective_rpc("swap_weights", args=(str(folder),))
-        self._engine.reset_prefix_cache()
+        try:
+            self._engine.collective_rpc("swap_weights", args=(str(folder),))
+            self._engine.reset_prefix_cache()
+        except Exception as error:
+            self.close()  # half of the weights may be in
+            raise ChatError(f"the weights of {folder} cannot be loaded: {one_line(str(error))}") from error
         self.folder, self.identity = folder, identity
         self._set_tokenizer(folder)
 
@@ -233,116 +206,7 @@ class LocalModel:
         )
 
 
-def _start_engine(folder: Path, settings: EngineSettings) -> Any:
-    # Read by vLLM when it is imported: quiet, no phoning home, and the engine in this process (half the start-up time).
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    with _captured_stderr() as noise:
-        try:
-            from vllm import LLM
-
-            return LLM(
-                model=str(folder),
-                max_model_len=min(settings.max_model_len, _trained_length(folder)),
-                seed=0,
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                worker_extension_cls="evals.local.WeightSwap",
-                **_device_options(settings),
-            )
-        except ImportError as error:
-            raise ChatError(f"vLLM cannot be imported ({error}); `fuseval doctor` says what to install") from error
-        except Exception as error:
-            raise ChatError(f"vLLM cannot run {folder}: {error}\n{_tail(noise)}".rstrip()) from error
-
-
 def _is_refusal(error: Exception) -> bool:
     # By name: vLLM's own were ValueErrors once, and now have a family of their own.
     names = {each.__name__ for each in type(error).__mro__}
     return bool(names & {"ValueError", "VLLMClientError", "VLLMValidationError"})
-
-
-def _device_options(settings: EngineSettings) -> dict[str, Any]:
-    import torch
-
-    if torch.cuda.is_available():
-        return {
-            "dtype": settings.dtype,
-            "gpu_memory_utilization": settings.gpu_memory_utilization,
-            "tensor_parallel_size": settings.tensor_parallel,
-        }
-    # Compilation costs minutes at start-up and gains nothing on a CPU; float32 is the fastest dtype there.
-    return {
-        "dtype": "float32" if settings.dtype == "auto" else settings.dtype,
-        "enforce_eager": True,
-        "kv_cache_memory_bytes": int(settings.kv_cache_gib * (1 << 30)),
-    }
-
-
-@contextlib.contextmanager
-def _captured_stderr() -> Iterator[IO[bytes]]:
-    """Keep the start-up chatter of vLLM's Python and C++ parts off the terminal, unless its log level was asked for."""
-    with tempfile.TemporaryFile() as noise, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if os.environ["VLLM_LOGGING_LEVEL"] != "ERROR":
-            yield noise
-            return
-        sys.stderr.flush()
-        kept = os.dup(2)
-        os.dup2(noise.fileno(), 2)
-        try:
-            yield noise
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-def _tail(noise: IO[bytes]) -> str:
-    noise.seek(max(0, noise.seek(0, os.SEEK_END) - 2000))
-    return noise.read().decode("utf-8", "replace")
-
-
-def _trained_length(folder: Path) -> int:
-    config = _config(folder)
-    text = config.get("text_config") or config
-    return int(text.get("max_position_embeddings") or 1 << 30)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    config = _json_file(folder / "config.json")
-    if config is None:
-        raise ChatError(f"{folder} holds no config.json: give a folder in Hugging Face format")
-    return config
-
-
-def _json_file(file: Path) -> dict[str, Any] | None:
-    """Return the object in the file, None where there is no such file."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ChatError(f"{file} is not JSON ({error}): fetch it again") from None
-    if not isinstance(found, dict):
-        raise ChatError(f"{file} is not a JSON object: it is no part of a model")
-    return found
-
-
-def _shape(folder: Path) -> tuple[str, bytes]:
-    config = {k: v for k, v in _config(folder).items() if k not in SHAPE_IRRELEVANT}
-    tokenizer = folder / "tokenizer.json"
-    told = json.dumps([config, _stop_tokens(folder)], sort_keys=True)
-    return told, tokenizer.read_bytes() if tokenizer.exists() else b""
-
-
-def _stop_tokens(folder: Path) -> tuple[list[int], str | None]:
-    """Return what ends a reply, which vLLM reads once, at its start: the generation's and the tokenizer's own."""
-    generation = _json_file(folder / "generation_config.json")
-    ids = (_config(folder) if generation is None else generation).get("eos_token_id")
-    token = None
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = token or (_json_file(folder / name) or {}).get("eos_token")
-    text = token.get("content") if isinstance(token, dict) else token
-    return sorted({ids} if isinstance(ids, int) else set(ids or ())), text

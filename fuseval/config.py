@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from evals.catalog import UnknownBenchmark, find_benchmark
-from evals.local import EngineSettings
+from evals.engine import EngineSettings
 
 
 class ConfigError(ValueError):
@@ -144,7 +144,7 @@ class SamplingSpec(_Strict):
 
 
 class Engine(_Strict):
-    """The vLLM engine of this machine; see evals.local.EngineSettings for what each field means."""
+    """The vLLM engine of this machine; see evals.engine.EngineSettings for what each field means."""
 
     max_model_len: Annotated[int, Field(ge=16)] = 4096
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

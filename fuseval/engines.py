@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from evals.chat import ChatModel
-from evals.local import EngineSettings, LocalModel
+from evals.engine import EngineSettings
+from evals.local import LocalModel
 from fuseval.models import Candidate, Watch
 
 

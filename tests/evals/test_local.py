@@ -55,7 +55,8 @@ def other(smollm2, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(smollm2):
-    from evals.local import EngineSettings, LocalModel
+    from evals.engine import EngineSettings
+    from evals.local import LocalModel
 
     model = LocalModel(smollm2, identity="base", settings=EngineSettings(max_model_len=512, kv_cache_gib=0.5))
     yield model
@@ -199,12 +200,16 @@ TEMPLATE = "{% if messages[0].role == 'system' %}{{ raise_exception('System role
 
 
 @pytest.fixture
-def scripted(tmp_path, monkeypatch):
+def scripted(tmp_path):
     """Return LocalModel over a Core, with a real tokenizer whose template refuses a system message."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    from evals import local
+    from evals.local import LocalModel
+
+    class Scripted(LocalModel):
+        def _sampling_params(self, _):
+            """Do without vLLM's own class, whose import takes seconds."""
 
     words = Tokenizer(models.WordLevel({"hello": 0, "[UNK]": 1}, unk_token="[UNK]"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
@@ -214,9 +219,7 @@ def scripted(tmp_path, monkeypatch):
 
     def make(core):
         core.model_config = SimpleNamespace(max_model_len=8)
-        monkeypatch.setattr(local, "_start_engine", lambda *_: SimpleNamespace(llm_engine=core))
-        monkeypatch.setattr(local.LocalModel, "_sampling_params", lambda *_: None)
-        return local.LocalModel(tmp_path, identity="m")
+        return Scripted(tmp_path, identity="m", start=lambda *_: SimpleNamespace(llm_engine=core))
 
     return make
 
@@ -271,19 +274,19 @@ def test_an_engine_that_stops_says_that_what_is_stored_is_kept_and_fits_nothing_
     ],
 )
 def test_checkpoints_that_stop_at_other_tokens_do_not_share_an_engine(tmp_path, file, text):
-    from evals.local import _shape
+    from evals.engine import shape
 
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()
         (folder / "config.json").write_text('{"eos_token_id": 1}')
-    assert _shape(one) == _shape(two)
+    assert shape(one) == shape(two)
     (two / file).write_text(json.dumps(text))
-    assert _shape(one) != _shape(two)
+    assert shape(one) != shape(two)
 
 
 def test_the_same_stop_tokens_written_in_another_way_share_an_engine(tmp_path):
-    from evals.local import _shape
+    from evals.engine import shape
 
     one, two = tmp_path / "one", tmp_path / "two"
     for folder, eos, token in ((one, 1, "</s>"), (two, [1], {"content": "</s>"})):
@@ -291,4 +294,4 @@ def test_the_same_stop_tokens_written_in_another_way_share_an_engine(tmp_path):
         (folder / "config.json").write_text('{"eos_token_id": 1}')
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos, "temperature": 0.6}))
         (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
-    assert _shape(one) == _shape(two)
+    assert shape(one) == shape(two)
