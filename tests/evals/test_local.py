@@ -224,6 +224,7 @@ def scripted(tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_messages_that_the_template_refuses_are_a_bad_request_in_its_words(scripted, tmp_path):
     refused = ChatRequest((Message("system", "be brief"), Message("user", "hi")), Sampling())
     first, second = replies(scripted(Core(("stop", 3))), [refused, ask("hi")])
@@ -231,12 +232,14 @@ def test_messages_that_the_template_refuses_are_a_bad_request_in_its_words(scrip
     assert f"chat template of {tmp_path} refuses the messages: System role not supported" in first.message
 
 
+@pytest.mark.slow
 def test_a_request_that_the_engine_refuses_is_a_bad_request_and_the_others_are_answered(scripted):
     found = replies(scripted(Core(("stop", 3), refuse="1")), [ask("a"), ask("b"), ask("c")])
     assert [isinstance(each, Reply) for each in found] == [True, False, True]
     assert (found[1].kind, found[1].message.isprintable()) == ("bad_request", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tokens", "kind"), [(12, Reply), (7, NoReply)])
 def test_a_reply_shorter_than_its_limit_was_cut_by_the_context(scripted, tokens, kind):
     [found] = replies(scripted(Core(("length", tokens))), [ask("a", max_tokens=12)])
@@ -247,6 +250,7 @@ def test_a_reply_shorter_than_its_limit_was_cut_by_the_context(scripted, tokens,
         assert "raise engine.max_model_len" in found.message
 
 
+@pytest.mark.slow
 def test_the_engine_never_holds_more_than_its_window(scripted):
     from evals.local import WINDOW
 
@@ -255,6 +259,7 @@ def test_the_engine_never_holds_more_than_its_window(scripted):
     assert core.most == WINDOW
 
 
+@pytest.mark.slow
 def test_an_engine_that_stops_says_that_what_is_stored_is_kept_and_fits_nothing_any_more(scripted, tmp_path):
     model = scripted(Core())
     with pytest.raises(ChatError, match=r"engine stopped.*out of memory.*run the same command again: what is stored"):

@@ -108,7 +108,7 @@ def test_a_run_killed_while_answering_or_judging_goes_on_and_ends_as_an_uninterr
 
 @pytest.mark.slow
 def test_a_ledger_that_another_process_holds_is_named_with_its_pid(workplace):
-    with FakeServer(latency=0.2) as server:
+    with FakeServer(latency=2.0) as server:
         folder = workplace(server.base_url)
         process = start(folder, "run", "run.yaml")
         while server.count < 1:
@@ -131,6 +131,7 @@ def test_a_server_that_refuses_the_key_stops_the_run_at_once_and_says_what_to_do
         assert "api_key_env" in err
 
 
+@pytest.mark.slow
 def test_too_little_coverage_ends_with_code_3_and_says_what_is_missing(workplace):
     with FakeServer(script=[too_long()] * 2) as server:
         folder = workplace(server.base_url)
@@ -178,6 +179,7 @@ def test_the_key_is_taken_from_the_named_variable_and_is_nowhere_in_ledger_repor
     assert Path(folder / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_scoring_again_gives_the_last_runs_scores_also_where_another_sampling_lies_beside_them(workplace):
     def score(folder):
         return fuseval(folder, "score", "--json")[1]
@@ -192,6 +194,7 @@ def test_scoring_again_gives_the_last_runs_scores_also_where_another_sampling_li
     assert again == cold == score(folder)
 
 
+@pytest.mark.slow
 def test_a_model_whose_every_call_fails_is_there_with_everything_missing_and_nothing_from_before(workplace):
     def fails_when_warm(body, _):
         return too_long() if body["model"] == "fake-tuned" and body.get("temperature") == 0.5 else None
@@ -234,6 +237,7 @@ def test_a_key_that_is_not_set_is_said_before_anything_is_asked(workplace):
         assert (code, server.count, "FUSEVAL_TEST_NO_KEY" in err) == (2, 0, True)
 
 
+@pytest.mark.slow
 def test_a_changed_baseline_never_mixes_rates_against_different_opponents(workplace):
     def own_words(body):
         return default_text(body) if body.get("structured_outputs") else f"{body['model']}: {default_text(body)}"

@@ -228,6 +228,7 @@ def test_rows_name_the_run_that_stored_them(ledger: Ledger) -> None:
     assert ledger.sql("SELECT id, outcome, ended >= started FROM runs").fetchall() == [(run, "done", True)]
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_verdicts_are_stored_and_read(ledger: Ledger) -> None:
     verdicts = [verdict(number) for number in range(100_000)]
     ledger.add(*verdicts)
