@@ -31,6 +31,7 @@ class EngineSettings:
     kv_cache_gib: float = 1.0  # CPU only; a GPU engine takes gpu_memory_utilization
     gpu_memory_utilization: float = 0.9
     tensor_parallel: int = 1
+    max_num_seqs: int | None = None  # conversations in one batch; None: vLLM's own default
 
 
 class WeightSwap:
@@ -65,6 +66,7 @@ def start_engine(folder: Path, settings: EngineSettings) -> Any:
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 worker_extension_cls="evals.engine.WeightSwap",
+                **({"max_num_seqs": settings.max_num_seqs} if settings.max_num_seqs else {}),
                 **_device_options(settings),
             )
         except ImportError as error:

@@ -151,6 +151,7 @@ class Engine(_Strict):
     kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = None
 
     def settings(self) -> EngineSettings:
         """Return these as plain settings."""

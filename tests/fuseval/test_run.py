@@ -44,10 +44,19 @@ def fuseval(folder, *arguments):
     return done.exit_code, done.stdout, done.stderr
 
 
+# A job in the background inherits that interrupts are ignored; this one must hear them wherever the tests run.
+MAIN = """
+import signal
+from fuseval.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+
+
 def start(folder, *arguments):
     """Start the command line in a process of its own."""
     environ = {**os.environ, "FUSEVAL_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", "fuseval", *arguments]
+    command = [sys.executable, "-c", MAIN, *arguments]
     return subprocess.Popen(command, cwd=folder, env=environ, stderr=subprocess.PIPE, text=True, encoding="utf-8")
 
 
