@@ -157,10 +157,11 @@ def score(
         from evals.catalog import find_benchmark
         from fuseval.config import ConfigError, did_you_mean
         from fuseval.scoring import score as score_ledger
+        from results.queries import display_names
 
         benchmark = find_benchmark(benchmark).name if benchmark else None
         with _open(ledger) as opened:
-            known = {name for m in opened.models() for name in (m.name, m.id)}
+            known = {name for m in opened.models() for name in (m.name, m.id)} | set(display_names(opened).values())
             if model and model not in known:
                 raise ConfigError(f"no model is called {model!r} in {ledger}.{did_you_mean(model, known)}")
             score_ledger(opened, benchmark=benchmark)
