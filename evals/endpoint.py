@@ -281,7 +281,8 @@ def read_reply(content: bytes, *, seconds: float) -> Reply | Trouble:
         if not isinstance(text, str):
             return Trouble("bad_reply", f"no text in the reply: {message!r}", retry=True)
         return Reply(
-            text=text,
+            # Lone surrogates cannot be stored; as they come, the next turn would be another question after a resume.
+            text=text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),
             finish_reason="length" if finish == "length" else "stop",
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
             output_tokens=int(usage.get("completion_tokens") or 0),
