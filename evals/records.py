@@ -225,6 +225,17 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Coefficient:
+    """A number that the merge which made ``model`` used of one tensor, for one source or for all together."""
+
+    model: str
+    tensor: str
+    source: str | None  # a model identity; None: of all sources together
+    name: str  # as the method calls it: eta, weight, kept, conflict, ...
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingPoint:
     """One logged step of a training run that made ``model``; ``loss`` in nats a token."""
 

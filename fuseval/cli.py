@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +19,8 @@ import typer
 from fuseval.terminal import say, show, stages
 
 if TYPE_CHECKING:
+    from fuseval.config import Experiment
+    from fuseval.models import Candidate
     from fuseval.pipeline import Coverage, Run
     from results.store import Ledger
 
@@ -100,23 +102,29 @@ def fuse(experiment: ExperimentFile, *, ledger: LedgerOption = None) -> None:
 
 @app.command()
 def merge(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="method, base, sources, params, dtype.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="Ours, or mergekit's YAML.")],
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write the checkpoint to.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to; of a grid, one in it a value.")],
+    ledger: Annotated[Path | None, typer.Option("--ledger", help="DuckDB file to store the coefficients in.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Merge checkpoints in weight space, and write one with its recipe and model card."""
+    """Merge checkpoints in weight space, and write them with recipe, coefficients and model card."""
     with _errors():
-        from fuseval.config import ConfigError, load_merge
-        from fuseval.models import make, resolve
+        from fuseval.config import NAME, ConfigError
+        from fuseval.merge_file import load_merge
+        from fuseval.merging import mean_coefficients, merge_recipe
 
-        if output.exists():
+        if output.exists() and not (output.is_dir() and not any(output.iterdir())):
             raise ConfigError(f"{output} is there already: name a new folder with -o, or remove it")
-        experiment = load_merge(recipe, name="merged")
-        models = resolve(experiment, beside=recipe.parent, cache=_cache())
-        models["merged"] = replace(models["merged"], folder=output.absolute())
+        experiment = load_merge(recipe, name=output.name if NAME.fullmatch(output.name) else "merged")
+        say(*experiment.notes, style="yellow")
         with stages() as watch:
-            make(models["merged"], models, watch=watch)
-    say(f"checkpoint: {output}")
+            models = merge_recipe(experiment, output.absolute(), beside=recipe.parent, cache=_cache(), watch=watch)
+        made = [models[merged.name] for merged in experiment.fusion.merges]
+        if ledger is not None:
+            _store_merges(models, experiment, ledger)
+    show(mean_coefficients(made), as_json=as_json, title="Mean over the tensors")
+    say(*(f"checkpoint: {candidate.folder}" for candidate in made))
 
 
 @app.command()
@@ -300,6 +308,20 @@ def _experiment(
             finally:
                 engines.close()
                 opened.end_run(run_id, outcome=outcome)
+
+
+def _store_merges(models: Mapping[str, Candidate], experiment: Experiment, path: Path) -> None:
+    """Store merged models and their coefficients, as a run of its own."""
+    from fuseval.models import merge_coefficients
+    from fuseval.scoring import versions
+    from results.store import Ledger
+
+    with Ledger.open(path) as opened:
+        run_id = opened.start_run(command="merge", experiment=experiment.model_dump_json(), versions=versions())
+        opened.add(*(candidate.model for candidate in models.values()))
+        for candidate in models.values():
+            opened.add(*merge_coefficients(candidate, models))
+        opened.end_run(run_id, outcome="done")
 
 
 @contextlib.contextmanager

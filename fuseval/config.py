@@ -10,17 +10,18 @@ import difflib
 import importlib.util
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from evals.catalog import UnknownBenchmark, find_benchmark
 from evals.engine import EngineSettings
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class ConfigError(ValueError):
@@ -31,7 +32,8 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
 
 
 class Endpoint(_Strict):
@@ -68,19 +70,25 @@ class Endpoint(_Strict):
 
 
 class ModelSpec(_Strict):
-    """A model that is there already: exactly one of ``path``, ``hub`` and ``endpoint``."""
+    """A model that is there already: exactly one of ``path``, ``hub`` and ``endpoint``.
+
+    With ``adapter_of`` it is a LoRA adapter's folder or repository, and the model is that other one with it on.
+    """
 
     name: Name
     path: str | None = None  # a folder of safetensors, or a GGUF file
     hub: str | None = None  # a repository id on the Hugging Face hub
     revision: str | None = None  # of the hub repository
     endpoint: Endpoint | None = None
+    adapter_of: str | None = None  # the name of the model that the adapter is laid over
     evaluate: bool = True  # false: only a judge, a base or a source
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSpec:
         if sum(x is not None for x in (self.path, self.hub, self.endpoint)) != 1:
             raise ValueError(f"model {self.name!r} needs exactly one of path, hub and endpoint")
+        if self.adapter_of and self.endpoint:
+            raise ValueError(f"model {self.name!r} is an endpoint and cannot be an adapter: leave adapter_of out")
         return self
 
 
@@ -95,16 +103,58 @@ class Target(_Strict):
     evaluate: bool = True
 
 
-class Merge(_Strict):
+Layers = Annotated[list[int], Field(min_length=2, max_length=2)]  # the first, and the one after the last
+
+
+class SliceSpec(_Strict):
+    """Consecutive layers of a merge's result, and the layers of the base and of each source that they are made from."""
+
+    base: Layers
+    sources: Annotated[list[Layers | None], Field(min_length=1)]  # null: takes no part
+    params: dict[str, Any] = Field(default_factory=dict)  # over the merge's
+
+    @model_validator(mode="after")
+    def _same_length(self) -> SliceSpec:
+        ranges = [self.base, *(layers for layers in self.sources if layers)]
+        if any(not 0 <= start < stop for start, stop in ranges):
+            raise ValueError("layers are the first and the one after the last, like [0, 16]")
+        if len({stop - start for start, stop in ranges}) > 1:
+            raise ValueError("the base and all sources of a slice need the same number of layers")
+        if len(ranges) == 1:
+            raise ValueError("a slice needs a source that is not null")
+        return self
+
+
+class MergeSettings(_Strict):
+    """How models are merged; see fusion.settings for what a setting may be."""
+
+    method: Any  # a key of fusion.methods.METHODS, or a mapping of globs on tensor names to such
+    params: dict[str, Any] = Field(default_factory=dict)  # the method's keyword arguments, as settings
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: the base's
+    tokenizer: str = "base"  # whose vocabulary the result has: base, union, or one of the sources (or its number)
+    slices: list[SliceSpec] = Field(default_factory=list)  # none: all layers of the base
+    seed: Annotated[int, Field(ge=0)] = 0  # of the methods that draw at random
+
+    @field_validator("tokenizer", mode="before")
+    @classmethod
+    def _a_number_too(cls, given: Any) -> Any:
+        return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
+
+
+class Merge(MergeSettings):
     """A model made by merging ``sources`` onto ``base`` in weight space."""
 
     name: Name
-    method: str  # a key of fusion.methods.METHODS
     base: str
     sources: Annotated[list[str], Field(min_length=1)]
-    params: dict[str, Any] = Field(default_factory=dict)  # the method's keyword arguments
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: the base's
     evaluate: bool = True
+
+    @property
+    def tokenizer_of(self) -> str:
+        """Whose vocabulary the result has, as fusion.recipe.MergeRecipe says it: base, union, or a source's number."""
+        if self.tokenizer in ("base", self.base):
+            return "base"
+        return str(self.sources.index(self.tokenizer) + 1) if self.tokenizer in self.sources else self.tokenizer
 
 
 class Fusion(_Strict):
@@ -184,12 +234,11 @@ class Experiment(_Strict):
 
 def load_experiment(file: Path) -> Experiment:
     """Read and check ``file`` wholly; raises ConfigError with one line for each mistake."""
-    given = _mapping(file, "experiment file")
-    try:
-        experiment = Experiment.model_validate(given)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_line(mistake, file, Experiment) for mistake in error.errors())) from None
-    _refuse(experiment, file)
+    from fuseval.mistakes import mistakes
+
+    experiment = validated(Experiment, read_mapping(file, "experiment file"), file)
+    if found := [f"{text} ({place} in {file.name})" for place, text in mistakes(experiment, file.parent)]:
+        raise ConfigError("\n".join(found))
     return experiment
 
 
@@ -204,7 +253,16 @@ class _Loader(yaml.SafeLoader):
         return dict(super().construct_mapping(node, deep=deep))
 
 
-def _mapping(file: Path, what: str) -> dict[str, Any]:
+def validated(kind: type[_Model], given: Any, file: Path) -> _Model:
+    """Return what was given as a record of the schema, or raise ConfigError with one line for each mistake."""
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_line(mistake, file, kind) for mistake in error.errors())) from None
+
+
+def read_mapping(file: Path, what: str) -> dict[str, Any]:
+    """Read a YAML file of keys and values."""
     try:
         given = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
     except FileNotFoundError:
@@ -214,12 +272,6 @@ def _mapping(file: Path, what: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise ConfigError(f"{file} holds no mapping of keys to values; see examples/ for how to begin")
     return given
-
-
-def _refuse(experiment: Experiment, file: Path) -> None:
-    mistakes = [f"{text} ({place} in {file.name})" for place, text in _mistakes(experiment, file.parent)]
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
 
 
 def locate(given: str, *, beside: Path) -> Path:
@@ -270,121 +322,3 @@ def _keys_at(root: Any, loc: Sequence[str | int]) -> list[str]:
                 inside = [*typing.get_args(inside[0]), *inside[1:]]
             kind = inside[0] if inside else kind
     return list(kind.model_fields)
-
-
-def _mistakes(experiment: Experiment, folder: Path) -> Iterator[tuple[str, str]]:
-    yield from _wrong_names(experiment)
-    seen: list[str] = []
-    for number, benchmark in enumerate(experiment.benchmarks):
-        try:
-            yield from _taken(f"benchmarks[{number}]", find_benchmark(benchmark.name).name, seen)
-        except UnknownBenchmark as error:
-            yield f"benchmarks[{number}]", str(error)
-    files = [(f"models[{i}].path", m.path) for i, m in enumerate(experiment.models) if m.path]
-    files += [(f"fusion.targets[{i}].data", t.data) for i, t in enumerate(experiment.fusion.targets)]
-    for place, given in files:
-        try:
-            if not (found := locate(given, beside=folder)).exists():
-                yield place, f"there is no file or folder {found}"
-        except ConfigError as error:
-            yield place, str(error)
-    for place, output in (("report", experiment.report), ("ledger", experiment.ledger)):
-        if output and Path(output).expanduser().is_dir():
-            yield place, f"{output!r} is a folder: name a file in it"
-    yield from _wrong_params(experiment)
-
-
-def _wrong_names(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    known: list[str] = []
-    uses: list[tuple[str, str, Sequence[str]]] = []
-    for i, model in enumerate(experiment.models):
-        yield from _taken(f"models[{i}].name", model.name, known)
-    # A target or merge may only use what stands before it: so no circle can be written.
-    for i, target in enumerate(experiment.fusion.targets):
-        uses.append((f"fusion.targets[{i}].base", target.base, tuple(known)))
-        yield from _taken(f"fusion.targets[{i}].name", target.name, known)
-    for i, merge in enumerate(experiment.fusion.merges):
-        uses.append((f"fusion.merges[{i}].base", merge.base, tuple(known)))
-        uses += [(f"fusion.merges[{i}].sources[{j}]", s, tuple(known)) for j, s in enumerate(merge.sources)]
-        yield from _taken(f"fusion.merges[{i}].name", merge.name, known)
-    uses += [(f"judges[{i}].model", judge.model, tuple(known)) for i, judge in enumerate(experiment.judges)]
-    if experiment.baseline is not None:
-        uses.append(("baseline", experiment.baseline, tuple(known)))
-    for place, name, before in uses:
-        if name not in before:
-            yield place, f"no model is called {name!r} here; there are {', '.join(before)}.{did_you_mean(name, before)}"
-    endpoints = {model.name for model in experiment.models if model.endpoint}
-    for place, name, _ in uses:
-        if place.startswith("fusion") and name in endpoints:
-            yield place, f"{name!r} is an endpoint: its weights are not here to be trained or merged"
-
-
-def _taken(place: str, name: str, known: list[str]) -> Iterator[tuple[str, str]]:
-    if name in known:
-        yield place, f"the name {name!r} is used twice"
-    known.append(name)
-
-
-def _wrong_params(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    from fusion.errors import FusionError
-
-    for i, target in enumerate(experiment.fusion.targets):
-        from fusion.sft import SftParams
-
-        try:
-            SftParams(**_known_fields(target.params, SftParams, f"sft of {target.name!r}"))
-        except (FusionError, ValueError, TypeError) as error:
-            yield f"fusion.targets[{i}].params", str(error)
-    for i, merge in enumerate(experiment.fusion.merges):
-        from fusion.methods import check_params
-
-        try:
-            check_params(merge.method, merge.params, sources=len(merge.sources))
-        except FusionError as error:
-            yield f"fusion.merges[{i}].params" if merge.method in str(error) else f"fusion.merges[{i}]", str(error)
-
-
-def _known_fields(given: dict[str, Any], kind: type[Any], what: str) -> dict[str, Any]:
-    names = [f.name for f in fields(kind)]
-    for key in given:
-        if key not in names:
-            raise ValueError(f"{what} takes no {key!r}; it takes {', '.join(names)}.{did_you_mean(key, names)}")
-    return given
-
-
-class MergeRecipeFile(_Strict):
-    """What `fuseval merge` reads: a method and the checkpoints (folders of safetensors, or GGUF files) it takes."""
-
-    method: str
-    base: str
-    sources: Annotated[list[str], Field(min_length=1)]
-    params: dict[str, Any] = Field(default_factory=dict)
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-
-
-def load_merge(file: Path, *, name: str) -> Experiment:
-    """Read a merge recipe as an experiment of one merge called ``name``; raises ConfigError."""
-    given = _mapping(file, "merge recipe")
-    if "merge_method" in given:
-        raise ConfigError(f"{file} is mergekit's YAML, which is not read yet: write method, base, sources and params")
-    try:
-        recipe = MergeRecipeFile.model_validate(given)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_line(mistake, file, MergeRecipeFile) for mistake in error.errors())) from None
-    sources = [f"source-{i}" for i in range(1, len(recipe.sources) + 1)]
-    paths = dict(zip(("base", *sources), (recipe.base, *recipe.sources), strict=True))
-    merge = Merge(
-        name=name, method=recipe.method, base="base", sources=sources, params=recipe.params, dtype=recipe.dtype
-    )
-    experiment = Experiment(
-        models=[ModelSpec(name=key, path=path) for key, path in paths.items()],
-        fusion=Fusion(merges=[merge]),
-        benchmarks=[BenchmarkSpec(name="starter")],
-    )
-    try:
-        _refuse(experiment, file)
-    except ConfigError as error:  # said of an experiment that nobody wrote: in the recipe's own places
-        text = str(error).replace("(models[0].path", "(base").replace("(fusion.merges[0].params", "(params")
-        text = re.sub(r"\(models\[(\d+)\]\.path", lambda found: f"(sources[{int(found[1]) - 1}]", text)
-        raise ConfigError(text.replace("(fusion.merges[0] in", "(method in")) from None
-    return experiment

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from evals.keys import content_key
-from evals.records import Model, TrainingPoint
+from evals.records import Coefficient, Model, TrainingPoint
 from fuseval.config import ConfigError, Endpoint, Experiment, Merge, ModelSpec, Target, locate
 from fusion.hashes import content_hash
+from fusion.settings import ordered
 
 Watch = Callable[[str, int, int], None]  # (stage, done, total); a total of 0 is not known yet
 
@@ -29,6 +30,8 @@ class Candidate:
     folder: Path | None  # None for an endpoint
     endpoint: Endpoint | None = None
     gguf: Path | None = None  # converted into ``folder`` when needed
+    adapter: Path | None = None  # a LoRA adapter's folder, laid over ``adapter_of`` into ``folder`` when needed
+    adapter_of: str | None = None
     target: Target | None = None
     merge: Merge | None = None
     data: Path | None = None  # a target's conversations
@@ -48,7 +51,7 @@ def resolve(experiment: Experiment, *, beside: Path, cache: Path) -> dict[str, C
     """Return the experiment's models by name, with their identities; nothing is made, converted or asked."""
     found: dict[str, Candidate] = {}
     for spec in experiment.models:
-        found[spec.name] = _existing(spec, beside=beside, cache=cache)
+        found[spec.name] = _existing(spec, found, beside=beside, cache=cache)
     folder = Path(experiment.checkpoints).expanduser()
     for target in experiment.fusion.targets:
         found[target.name] = _target(target, found, beside=beside, folder=folder)
@@ -72,7 +75,7 @@ def make(candidate: Candidate, models: Mapping[str, Candidate], *, watch: Watch)
     """
     if candidate.folder is None or candidate.folder.exists():
         return
-    for name in _inputs(candidate):
+    for name in inputs(candidate, models):
         make(models[name], models, watch=watch)
     if candidate.gguf:
         from fusion.checkpoints import from_gguf
@@ -82,8 +85,14 @@ def make(candidate: Candidate, models: Mapping[str, Candidate], *, watch: Watch)
         watch(f"convert {candidate.name}", 1, 1)
     elif candidate.target:
         _train(candidate, candidate.target, models, watch=watch)
+    elif candidate.adapter and candidate.adapter_of:
+        from fuseval.merging import lay_over
+
+        lay_over(candidate, models[candidate.adapter_of], watch=watch)
     elif candidate.merge:
-        _merge_weights(candidate, candidate.merge, models, watch=watch)
+        from fuseval.merging import merge_weights
+
+        merge_weights([candidate], models, watch=watch)
 
 
 def training_points(candidate: Candidate) -> tuple[TrainingPoint, ...]:
@@ -96,26 +105,51 @@ def training_points(candidate: Candidate) -> tuple[TrainingPoint, ...]:
     return tuple(TrainingPoint(candidate.id, s.step, s.loss, s.learning_rate, s.tokens) for s in steps)
 
 
-def _inputs(candidate: Candidate) -> tuple[str, ...]:
+def merge_coefficients(candidate: Candidate, models: Mapping[str, Candidate]) -> tuple[Coefficient, ...]:
+    """Return what the merge that made the candidate used of every tensor; nothing for other models, or not yet."""
+    if not candidate.merge or candidate.folder is None or not candidate.folder.exists():
+        return ()
+    from fusion.publish import read_coefficients
+
+    def identity(source: str | None) -> str | None:
+        return models[source].id if source is not None else None
+
+    found = read_coefficients(candidate.folder)
+    return tuple(
+        Coefficient(candidate.id, tensor, identity(source), name, value) for tensor, source, name, value in found
+    )
+
+
+def inputs(candidate: Candidate, models: Mapping[str, Candidate]) -> tuple[str, ...]:
+    """Return the names of the models whose weights it takes to make the candidate's."""
     if candidate.target:
         return (candidate.target.base,)
     if candidate.merge:
-        return (candidate.merge.base, *candidate.merge.sources)
+        from fuseval.merging import laid_over
+
+        sources = (name for name in candidate.merge.sources if not laid_over(models[name], candidate.merge))
+        return (candidate.merge.base, *sources)
+    if candidate.adapter_of:
+        return (candidate.adapter_of,)
     return ()
 
 
-def _existing(spec: ModelSpec, *, beside: Path, cache: Path) -> Candidate:
+def _existing(spec: ModelSpec, known: Mapping[str, Candidate], *, beside: Path, cache: Path) -> Candidate:
     if spec.endpoint:
         identity = content_key("endpoint", spec.endpoint.base_url, spec.endpoint.model)
         source = f"{spec.endpoint.model} at {spec.endpoint.base_url or 'the OpenAI API'}"
         return Candidate(Model(identity, spec.name, "endpoint", source), spec.evaluate, None, endpoint=spec.endpoint)
     if spec.hub:
-        folder, source = _from_hub(spec), f"hub:{spec.hub}" + (f"@{spec.revision}" if spec.revision else "")
-        identity = content_hash(folder, cache=cache)
-        return Candidate(Model(identity, spec.name, "checkpoint", source), spec.evaluate, folder)
-    path = locate(str(spec.path), beside=beside)
+        path, source = _from_hub(spec), f"hub:{spec.hub}" + (f"@{spec.revision}" if spec.revision else "")
+    else:
+        path, source = locate(str(spec.path), beside=beside), str(spec.path)
     identity = content_hash(path, cache=cache)
-    model = Model(identity, spec.name, "checkpoint", str(spec.path))
+    if spec.adapter_of:
+        under = known[spec.adapter_of]
+        identity = content_key({"kind": "adapter", "adapter": identity, "base": under.id})
+        model = Model(identity, spec.name, "checkpoint", f"{source} on {under.name}", parent=under.id)
+        return Candidate(model, spec.evaluate, cache / "adapters" / identity, adapter=path, adapter_of=spec.adapter_of)
+    model = Model(identity, spec.name, "checkpoint", source)
     if path.is_dir():
         return Candidate(model, spec.evaluate, path)
     if path.suffix != ".gguf":
@@ -161,9 +195,15 @@ def _sft_params(target: Target) -> dict[str, object]:
 def _merge(merge: Merge, known: Mapping[str, Candidate], *, folder: Path) -> Candidate:
     recipe = {
         "kind": "merge",
-        "method": merge.method,
-        "params": merge.params,
+        "method": ordered(merge.method),
+        "params": {name: ordered(setting) for name, setting in merge.params.items()},
         "dtype": merge.dtype,
+        "tokenizer": merge.tokenizer_of,
+        "slices": [
+            part.model_dump() | {"params": {name: ordered(setting) for name, setting in part.params.items()}}
+            for part in merge.slices
+        ],
+        "seed": merge.seed,
         "base": known[merge.base].id,
         "sources": [known[source].id for source in merge.sources],
     }
@@ -198,20 +238,4 @@ def _train(candidate: Candidate, target: Target, models: Mapping[str, Candidate]
         on_step=on_step,
         recipe={**json.loads(candidate.model.recipe), "name": candidate.name, "base_name": base.name},
         card=f"# {candidate.name}\n\n{base.name}, fine-tuned by fuseval on {candidate.data.name}; see recipe.json.\n",
-    )
-
-
-def _merge_weights(candidate: Candidate, merge: Merge, models: Mapping[str, Candidate], *, watch: Watch) -> None:
-    from fusion.merge import MergeRecipe, merge_to_folder
-
-    base, sources = models[merge.base], [models[name] for name in merge.sources]
-    folders = [source.folder for source in (base, *sources)]
-    assert candidate.folder is not None
-    recipe = MergeRecipe(merge.method, folders[0], tuple(folders[1:]), merge.params, merge.dtype)  # type: ignore[arg-type]
-    merge_to_folder(
-        recipe,
-        candidate.folder,
-        title=candidate.name,
-        provenance={"base": {base.name: base.id}, "sources": {s.name: s.id for s in sources}, "id": candidate.id},
-        on_tensor=lambda done, total: watch(f"merge {candidate.name}", done, total),
     )

@@ -14,7 +14,7 @@ from evals.chat import ChatModel
 from evals.records import Answer, JudgeRequest, Question, Sampling, Selection
 from fuseval.config import BenchmarkSpec, ConfigError, Experiment
 from fuseval.engines import Engines
-from fuseval.models import Candidate, Watch, make, training_points
+from fuseval.models import Candidate, Watch, make, merge_coefficients, training_points
 from fuseval.scoring import score
 from judges.judge import judge, unjudged
 from judges.replies import verdict
@@ -118,6 +118,10 @@ def fuse(run: Run, candidates: Iterable[Candidate]) -> None:
     for candidate in run.models.values():
         if candidate.id not in trained:
             run.ledger.add(*training_points(candidate))
+    merged = run.ledger.merged()
+    for candidate in run.models.values():
+        if candidate.id not in merged:
+            run.ledger.add(*merge_coefficients(candidate, run.models))
 
 
 def answer_all(run: Run) -> None:

@@ -11,8 +11,8 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["DTYPES", "Checkpoint", "content_hash", "copy_companions", "from_gguf", "whole_folder", "write_checkpoint"]
+__all__ = ["DTYPES", "Checkpoint", "content_hash", "copy_companions", "from_gguf", "whole_folder", "write_checkpoints"]
 
 DTYPES = ("bfloat16", "float16", "float32")
 """The storage dtypes that a checkpoint can be asked for by name."""
@@ -50,6 +50,7 @@ class Checkpoint:
                 f"({len(lost)} such in all); fetch the checkpoint again"
             )
         self._open: dict[str, Any] = {}
+        self._data: dict[str, int] = {}  # where each file's data begin
         self.names: tuple[str, ...] = tuple(self._file_of)
         self.config: Mapping[str, Any] = _read_json(folder / "config.json", "every checkpoint needs one")
 
@@ -79,6 +80,16 @@ class Checkpoint:
             raise CheckpointError(
                 f"tensor {name!r} in {self.file(name)} has dtype {code}, which is not supported"
             ) from None
+
+    def prefetch(self, name: str) -> None:
+        """Have the kernel read a tensor's bytes from the disk while something else is done."""
+        file = self.file(name).name
+        if file not in self._data:
+            with (self.folder / file).open("rb") as opened:
+                self._data[file] = 8 + int.from_bytes(opened.read(8), "little")
+        first, last = self._headers[file][name]["data_offsets"]
+        with (self.folder / file).open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), self._data[file] + first, last - first, os.POSIX_FADV_WILLNEED)
 
     def file(self, name: str) -> Path:
         """Return the file that holds a tensor."""
@@ -168,31 +179,32 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
     return tokenizer, model
 
 
-def write_checkpoint(
-    tensors: Iterable[tuple[str, Tensor]],
-    folder: Path,
+def write_checkpoints(
+    tensors: Iterable[tuple[str, Sequence[Tensor]]],
+    folders: Sequence[Path],
     *,
     like: Path,
-    recipe: Mapping[str, object],
-    card: str,
+    complete: Callable[[int, Path], None],
     max_shard_bytes: int = 5 << 30,
 ) -> None:
-    """Write a stream of tensors as a checkpoint folder, a tensor at a time in memory.
+    """Write a stream of tensors, one for each folder, as checkpoint folders; nothing but the current ones in memory.
 
-    Configuration, tokenizer and chat template are those of the checkpoint ``like``; ``recipe`` becomes recipe.json
-    and ``card`` README.md.
+    Configuration, tokenizer and chat template are those of the checkpoint ``like``. ``complete`` is called with each
+    folder's number and the folder, which has not its name yet, to put in what else belongs there.
     """
-    recipe_text = json.dumps(recipe, ensure_ascii=False, indent=2) + "\n"
-    with whole_folder(folder) as work:
-        writer = ShardWriter(work, max_bytes=max_shard_bytes)
-        with writer:
-            for name, tensor in tensors:
-                writer.add(name, tensor)
-        if not writer.names:
-            raise CheckpointError(f"there are no tensors to write to {folder}")
-        copy_companions(like, work, dtype=writer.main_dtype())
-        (work / "recipe.json").write_text(recipe_text, encoding="utf-8")
-        (work / "README.md").write_text(card, encoding="utf-8")
+    with ExitStack() as whole:
+        works = [whole.enter_context(whole_folder(folder)) for folder in folders]
+        with ExitStack() as shards:
+            writers = [shards.enter_context(ShardWriter(work, max_bytes=max_shard_bytes)) for work in works]
+            for name, variants in tensors:
+                for writer, tensor in zip(writers, variants, strict=True):
+                    writer.add(name, tensor)
+                del variants, tensor  # or they would be kept until the next are there
+        for number, (work, writer) in enumerate(zip(works, writers, strict=True)):
+            if not writer.names:
+                raise CheckpointError(f"there are no tensors to write to {folders[number]}")
+            copy_companions(like, work, dtype=writer.main_dtype())
+            complete(number, work)
 
 
 def copy_companions(like: Path, folder: Path, *, dtype: str) -> None:

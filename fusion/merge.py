@@ -1,185 +1,270 @@
-"""A merge method applied tensor by tensor: one stream of (name, tensor), for a disk or for a live engine."""
+"""A merge method applied tensor by tensor: one stream of (name, tensor), for a disk or for a live engine.
+
+Reading, computing and writing overlap: the next tensors are read ahead by the kernel while worker threads, or a GPU,
+compute some and the caller takes the finished ones in order. Memory holds a few tensors, whatever the model's size.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fusion.checkpoints import Checkpoint, check_dtype, write_checkpoint
-from fusion.errors import CheckpointError, RecipeError
+from fusion.checkpoints import Checkpoint
+from fusion.errors import CheckpointError
+from fusion.params import Tell
+from fusion.plan import Piece, Plan, plan
+from fusion.pool import cores, in_order
+from fusion.recipe import MergeRecipe
+from fusion.settings import layer_of
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-# The output layer and the input embedding that it is the same as, where config.json says tie_word_embeddings.
-_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-_MOST_LISTED = 10
+R = TypeVar("R")
+
+_LEAST_IN_FLIGHT = 1 << 24  # elements for each worker; one larger tensor at a time is always let through
+_GPU_WORKERS = 3  # one copies in, one computes, one copies out
 
 
 @dataclass(frozen=True, slots=True)
-class MergeRecipe:
-    """What to merge and how: ``params`` are the method's keyword arguments, ``dtype`` None is the base's."""
+class Coefficient:
+    """A number that a merge used of a tensor: for one source, by its number from 0, or (None) for all together."""
 
-    method: str
-    base: Path
-    sources: tuple[Path, ...]
-    params: Mapping[str, object]
-    dtype: str | None = None
+    tensor: str
+    source: int | None
+    name: str
+    value: float
 
 
-def merge(recipe: MergeRecipe, *, on_tensor: Callable[[int, int], None] | None = None) -> Iterator[tuple[str, Tensor]]:
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """One tensor of the result in all its variants, and what was used for each."""
+
+    name: str
+    variants: tuple[Tensor, ...]
+    coefficients: tuple[tuple[Coefficient, ...], ...]
+
+
+def merge(
+    recipe: MergeRecipe,
+    *,
+    on_tensor: Callable[[int, int], None] | None = None,
+    on_coefficient: Callable[[Coefficient], None] | None = None,
+    device: str | None = None,
+) -> Iterator[tuple[str, Tensor]]:
     """Yield every merged tensor of the model, in the base's order; ``on_tensor`` hears (done, total) after each.
 
-    Everything that can be wrong with the recipe or the models' shapes is raised before the first tensor is read.
+    ``device`` computes: by default a GPU if there is one. Everything that can be wrong with the recipe or the
+    models' shapes is raised before the first tensor is read.
     """
-    from fusion.methods import check_params
+    planned = plan(recipe)
 
-    if not recipe.sources:
-        raise RecipeError("a merge needs at least one source")
-    check_params(recipe.method, recipe.params, sources=len(recipe.sources))
-    if recipe.dtype is not None:
-        check_dtype(recipe.dtype)
-    base = Checkpoint(recipe.base)
-    sources = [Checkpoint(path) for path in recipe.sources]
-    names = _common_names(base, sources)
-    return _stream(recipe, base, sources, names, on_tensor)
+    def hand_on(merged: Merged) -> tuple[str, Tensor]:
+        for coefficient in merged.coefficients[0] if on_coefficient else ():
+            on_coefficient(coefficient)  # type: ignore[misc]
+        return merged.name, merged.variants[0]
+
+    return map(hand_on, merge_planned(planned, seed=recipe.seed, on_tensor=on_tensor, device=device))
 
 
-def _stream(
-    recipe: MergeRecipe,
-    base: Checkpoint,
-    sources: Sequence[Checkpoint],
-    names: Sequence[str],
-    on_tensor: Callable[[int, int], None] | None,
-) -> Iterator[tuple[str, Tensor]]:
-    import torch
-
-    from fusion.methods import METHODS
-
-    method = METHODS[recipe.method]
-    for done, name in enumerate(names, 1):
-        start = _finite(base, name)
-        tuned = [_finite(source, _stored_as(source, name)) for source in sources]
-        if not start.is_floating_point():
-            yield name, _unanimous(name, start, tuned, sources)
-        elif recipe.dtype is None:
-            yield name, method(start, tuned, **recipe.params)
-        else:  # rounded once, at the end
-            yield name, method(start.float(), tuned, **recipe.params).to(getattr(torch, recipe.dtype))
-        if on_tensor is not None:
-            on_tensor(done, len(names))
-
-
-def merge_to_folder(
-    recipe: MergeRecipe,
-    folder: Path,
+def merge_planned(
+    planned: Plan,
     *,
-    title: str,
-    provenance: Mapping[str, object],
+    seed: int = 0,
     on_tensor: Callable[[int, int], None] | None = None,
-) -> None:
-    """Write the merge as a checkpoint folder with recipe.json and a model card.
-
-    ``provenance`` says which models these were (titles, content hashes): recipe.json holds it, and no local path.
-    """
-    told = {
-        "kind": "merge",
-        "title": title,
-        "method": recipe.method,
-        "params": dict(recipe.params),
-        "dtype": recipe.dtype,
-        **provenance,
-        "fuseval": importlib.metadata.version("fuseval"),
-    }
-    card = _card(title, told)
-    write_checkpoint(merge(recipe, on_tensor=on_tensor), folder, like=recipe.base, recipe=told, card=card)
-
-
-def _common_names(base: Checkpoint, sources: Sequence[Checkpoint]) -> tuple[str, ...]:
-    """Return the names to merge, or raise one error that lists all that does not fit."""
-    names = tuple(name for name in base.names if not (name == _HEAD and _is_tied(base)))
-    known = set(names)
-    wrong = [
-        f"{model.folder} is quantised; merge the full-precision model"
-        for model in (base, *sources)
-        if _is_quantised(model)
-    ]
-    for source in sources:
-        for name in names:
-            stored = _stored_as(source, name)
-            if stored not in source:
-                wrong.append(f"{source.folder} lacks {name}")
-            elif source.shape(stored) != base.shape(name):
-                wrong.append(f"{source.folder} has {name} of shape {source.shape(stored)}, not {base.shape(name)}")
-        for name in source.names:
-            if name not in known and not (name == _HEAD and _is_tied(source)):
-                why = f" (its {_HEAD} is its own, where the base's is its embedding)" if name == _HEAD else ""
-                wrong.append(f"{source.folder} has {name}, which the base lacks{why}")
-    if wrong:
-        more = f"\n  … and {len(wrong) - _MOST_LISTED} more" if len(wrong) > _MOST_LISTED else ""
-        raise CheckpointError(
-            f"these models cannot be merged onto {base.folder}; sources must be fine-tunes of the base:\n  "
-            + "\n  ".join(wrong[:_MOST_LISTED])
-            + more
-        )
-    return names
-
-
-def _is_tied(model: Checkpoint) -> bool:
-    return _EMBEDDING in model and bool(model.config.get("tie_word_embeddings", _HEAD not in model))
-
-
-def _is_quantised(model: Checkpoint) -> bool:
-    return "quantization_config" in model.config
-
-
-def _stored_as(model: Checkpoint, name: str) -> str:
-    return _EMBEDDING if name == _HEAD and _is_tied(model) else name
-
-
-def _finite(model: Checkpoint, name: str) -> Tensor:
+    device: str | None = None,
+) -> Iterator[Merged]:
+    """Yield what was planned, in its order, every tensor in all its variants."""
     import torch
 
-    tensor = model.tensor(name)
-    # One sum is cheaper than a test of every element, and a NaN or an infinity in one cannot be lost in it.
-    if not tensor.is_floating_point() or tensor.sum(dtype=torch.float32).isfinite():
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    workers = cores() if place.type == "cpu" else _GPU_WORKERS
+    energies = _energies(planned, workers)
+
+    def work(piece: Piece) -> Merged:
+        return _merge_piece(piece, planned, place, seed, energies.get(piece.name, {}))
+
+    total = len(planned.pieces)
+    stream = _in_order(planned, planned.pieces, work, workers)
+    for done in range(1, total + 1):
+        yield next(stream)  # no name for it here: it would keep the tensor until the next is there
+        if on_tensor is not None:
+            on_tensor(done, total)
+
+
+def _in_order(planned: Plan, pieces: Sequence[Piece], work: Callable[[Piece], R], workers: int) -> Iterator[R]:
+    most = max(max((piece.numel for piece in pieces), default=0), workers * _LEAST_IN_FLIGHT)
+
+    def ahead(piece: Piece) -> None:
+        for model, stored in ((planned.base, piece.base), *((planned.sources[k], name) for k, name in piece.sources)):
+            if isinstance(model, Checkpoint):  # an adapter is small
+                model.prefetch(stored)
+
+    return in_order(pieces, work, size=lambda piece: piece.numel, most=most, workers=workers, ahead=ahead)
+
+
+def _merge_piece(
+    piece: Piece, planned: Plan, device: torch.device, seed: int, energies: Mapping[str, object]
+) -> Merged:
+    """Read one tensor of every model and merge it, in all its variants."""
+    import torch
+
+    from fusion.blocks import NotFinite
+
+    start, tuned = _read(piece, planned)
+    if not start.is_floating_point():
+        same = (_unanimous(piece, start, tuned, planned),) * len(piece.params)
+        return Merged(piece.name, same, ((),) * len(piece.params))
+    dtype = planned.dtype or start.dtype
+    heard: list[list[Coefficient]] = [[] for _ in piece.params]
+    with _stream(device):
+        start, tuned = _sent(start, device), [_sent(tensor, device) for tensor in tuned]
+        if dtype != start.dtype:
+            start = start.float()  # rounded once, at the end
+        given = [
+            {**params, **energies, "tell": _ear(piece, into)} for params, into in zip(piece.params, heard, strict=True)
+        ]
+        try:
+            merged = _variants(piece, start, tuned, given, seed=_seed(seed, piece.name))
+        except NotFinite:
+            raise _not_finite(piece, planned) from None
+        results = [_fetched(tensor.to(dtype)) for tensor in merged]
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+    if dtype == torch.float16:
+        _check_range(piece, results)
+    return Merged(piece.name, tuple(results), tuple(map(tuple, heard)))
+
+
+def _variants(
+    piece: Piece, start: Tensor, tuned: Sequence[Tensor], given: Sequence[Mapping[str, Any]], *, seed: int
+) -> list[Tensor]:
+    """Return the merged tensor for each of the given arguments, from one pass where the method knows how."""
+    import torch
+
+    from fusion.methods import GRIDS, METHODS, RANDOM
+
+    parameter, together = GRIDS.get(piece.method, ("", None))
+    apart = [{key: value for key, value in params.items() if key not in (parameter, "tell")} for params in given]
+    if together and len(given) > 1 and parameter in given[0] and all(params == apart[0] for params in apart):
+        values, tells = [params[parameter] for params in given], [params["tell"] for params in given]
+        return together(start, tuned, **apart[0], **{parameter: values}, tells=tells)
+    merged = []
+    for params in given:
+        drawn = {"generator": torch.Generator().manual_seed(seed)} if piece.method in RANDOM else {}
+        merged.append(METHODS[piece.method](start, tuned, **params, **drawn))
+    return merged
+
+
+def _seed(seed: int, name: str) -> int:
+    """Return a tensor's own seed, so that what is drawn depends on no order."""
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _ear(piece: Piece, into: list[Coefficient]) -> Tell:
+    def tell(name: str, values: Sequence[float]) -> None:
+        if len(values) == len(piece.sources):
+            into.extend(
+                Coefficient(piece.name, source, name, float(value))
+                for (source, _), value in zip(piece.sources, values, strict=True)
+            )
+        else:
+            into.extend(Coefficient(piece.name, None, name, float(value)) for value in values)
+
+    return tell
+
+
+def _read(piece: Piece, planned: Plan) -> tuple[Tensor, list[Tensor]]:
+    start = planned.base.tensor(piece.base)
+    tuned = [planned.sources[number].tensor(stored) for number, stored in piece.sources]
+    if piece.over_vocabulary and planned.vocabulary is not None:
+        return planned.vocabulary.fit(start, tuned, sources=[number for number, _ in piece.sources])
+    return start, tuned
+
+
+def _stream(device: torch.device) -> AbstractContextManager[object]:
+    import torch
+
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def _fetched(tensor: Tensor) -> Tensor:
+    import torch
+
+    if tensor.device.type != "cuda":
         return tensor
-    if bad := int((~tensor.isfinite()).sum()):
-        raise CheckpointError(
-            f"tensor {name!r} in {model.file(name)} has {bad} NaN or infinite of {tensor.numel()} numbers; "
-            "that model is broken: train or fetch it again"
-        )
-    return tensor
+    result = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return result.copy_(tensor, non_blocking=True)
 
 
-def _unanimous(name: str, start: Tensor, tuned: Sequence[Tensor], sources: Sequence[Checkpoint]) -> Tensor:
-    for tensor, source in zip(tuned, sources, strict=True):
+def _energies(planned: Plan, workers: int) -> dict[str, dict[str, object]]:
+    """Return, for tensors that VaRM weighs by their layer or by the model, Σ δ² of each source over that group.
+
+    It takes a pass over those tensors of its own, before the first is merged.
+    """
+    from fusion.averages import energies
+
+    groups = {piece.name: group for piece in planned.pieces if (group := _group(piece)) is not None}
+    wanted = [piece for piece in planned.pieces if piece.name in groups]
+    sums: dict[str, dict[int, float]] = {}
+
+    def work(piece: Piece) -> tuple[Piece, list[float]]:
+        return piece, energies(*_read(piece, planned))
+
+    for piece, found in _in_order(planned, wanted, work, workers) if wanted else ():
+        total = sums.setdefault(groups[piece.name], {})
+        for (source, _), energy in zip(piece.sources, found, strict=True):
+            total[source] = total.get(source, 0.0) + energy
+    return {
+        piece.name: {"energies": [sums[groups[piece.name]][source] for source, _ in piece.sources]} for piece in wanted
+    }
+
+
+def _group(piece: Piece) -> str | None:
+    granularity = piece.params[0].get("granularity")
+    if granularity == "model":
+        return ""
+    layer = layer_of(piece.name)
+    return (piece.name if layer is None else f"layer {layer}") if granularity == "layer" else None
+
+
+def _unanimous(piece: Piece, start: Tensor, tuned: Sequence[Tensor], planned: Plan) -> Tensor:
+    for tensor, (number, stored) in zip(tuned, piece.sources, strict=True):
         if not start.equal(tensor):
             raise CheckpointError(
-                f"tensor {name!r} is of {start.dtype} and differs in {source.folder}; whole numbers cannot be merged"
+                f"tensor {stored!r} is of {start.dtype} and differs in {planned.sources[number].folder}; "
+                "whole numbers cannot be merged"
             )
     return start
 
 
-def _card(title: str, recipe: Mapping[str, object]) -> str:
-    return "\n".join(
-        [
-            "---",
-            "library_name: transformers",
-            "pipeline_tag: text-generation",
-            "tags: [merge, fuseval]",
-            "---",
-            f"# {title}",
-            "",
-            f"Merged with fuseval {recipe['fuseval']} by the method `{recipe['method']}`; `recipe.json` says of what:",
-            "",
-            "```json",
-            json.dumps(recipe, ensure_ascii=False, indent=2),
-            "```",
-            "",
-        ]
-    )
+def _check_range(piece: Piece, results: Sequence[Tensor]) -> None:
+    if not all(tensor.isfinite().all() for tensor in results):
+        raise CheckpointError(
+            f"the merged tensor {piece.name!r} does not fit into float16, whose numbers end at 65504; "
+            "set dtype to bfloat16 or float32"
+        )
+
+
+def _not_finite(piece: Piece, planned: Plan) -> CheckpointError:
+    """Return the error of the tensor that is not finite; of a fitted vocabulary, rows of one reach the others."""
+    stored = ((planned.base, piece.base), *((planned.sources[number], name) for number, name in piece.sources))
+    for model, name in stored:
+        tensor = model.tensor(name)
+        if bad := int((~tensor.isfinite()).sum()):
+            return CheckpointError(
+                f"tensor {name!r} in {model.file(name)} has {bad} NaN or infinite of {tensor.numel()} numbers; "
+                "that model is broken: train or fetch it again"
+            )
+    return CheckpointError(f"the differences of tensor {piece.name!r} between the models overflow float32")

@@ -2,96 +2,68 @@
 
 ``base`` is θ₀ and ``tuned`` the θₖ, all of one shape (*s,); storage dtypes may differ. Arithmetic is in float32
 whatever the storage dtype; the result has the base's dtype and device. Where no source changed a tensor, the
-result is the base's, bit for bit.
+result is the base's, bit for bit. ``tell`` hears the coefficients that were used.
 """
 
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
-from typing import Annotated, get_type_hints
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from fusion.averages import linear, model_stock, multislerp, passthrough, slerp, varm
+from fusion.deltas import (
+    breadcrumbs,
+    breadcrumbs_ties,
+    dare_linear,
+    dare_ties,
+    della,
+    della_linear,
+    keep_ranges,
+    task_arithmetic,
+    ties,
+    ties_grid,
+)
 from fusion.errors import RecipeError
-
-Weights = Annotated[Sequence[float], "one finite number a source"]
-Share = Annotated[float, "a number in (0, 1]"]
-Scale = Annotated[float, "a finite number"]
-Switch = Annotated[bool, "true or false"]
-
-
-def linear(
-    base: Tensor, tuned: Sequence[Tensor], *, weights: Weights | None = None, normalize: Switch = True
-) -> Tensor:
-    """Average the sources:  θ = Σₖ wₖ θₖ / Σₖ wₖ, without the division where ``normalize`` is false.
-
-    Wortsman et al. 2022, arXiv:2203.05482. Equal weights unless given. The base lends shape and dtype only: list it
-    among the sources to have it in the mean.
-    """
-    if normalize and all(_same(tuned[0], source) for source in tuned[1:]):
-        return tuned[0].to(dtype=base.dtype, device=base.device, copy=True)  # no rounding where all agree
-    chosen = [1.0] * len(tuned) if weights is None else [float(w) for w in weights]
-    total = math.fsum(chosen) if normalize else 1.0
-    mean = torch.zeros_like(base, dtype=torch.float32)
-    for weight, source in zip(chosen, tuned, strict=True):
-        mean.add_(source.to(mean), alpha=weight / total)
-    return mean.to(base.dtype)
-
-
-def task_arithmetic(base: Tensor, tuned: Sequence[Tensor], *, weights: Weights, scale: Scale = 1.0) -> Tensor:
-    """Add weighted task vectors to the base:  θ = θ₀ + λ · Σₖ wₖ (θₖ − θ₀).
-
-    Ilharco et al. 2023, arXiv:2212.04089. ``scale`` is λ; the weights are not normalised.
-    """
-    if all(_same(base, source) for source in tuned):
-        return base.clone()
-    start = base.float()
-    update = torch.zeros_like(start)
-    for weight, source in zip(weights, tuned, strict=True):
-        update.add_(source.to(start) - start, alpha=float(weight))
-    return start.add(update, alpha=float(scale)).to(base.dtype)
-
-
-def sce(base: Tensor, tuned: Sequence[Tensor], *, select_topk: Share = 0.1) -> Tensor:
-    """Select, Calculate, Erase:  θ = θ₀ + Σₖ ηₖ dₖ′, Algorithm 1 of the FuseChat paper.
-
-    Wan et al. 2024, arXiv:2408.07990. With δₖ = θₖ − θ₀, for each tensor: *select* the ⌊τ·numel⌋ elements whose
-    variance across the sources is largest (τ is ``select_topk``; of equal variances the lowest flat index goes
-    first), which makes δₖ into dₖ; *calculate* ηₖ = Σ dₖ² / Σⱼ Σ dⱼ²; *erase* in every element the dₖ whose sign
-    differs from that of Σₖ dₖ, which makes dₖ into dₖ′. Nothing is renormalised afterwards, as in the paper and
-    unlike the public code. Elements that were not selected keep the base's bits.
-    """
-    if all(_same(base, source) for source in tuned):
-        return base.clone()
-    start = base.float()
-    deltas = [source.to(start) - start for source in tuned]  # n × (*s,)
-    chosen = _top(_variance(deltas).reshape(-1), _count(select_topk, base.numel()))  # (k,)
-    picked = torch.stack([delta.reshape(-1)[chosen] for delta in deltas])  # (n, k)
-    energy = picked.double().square().sum(dim=1)  # (n,)
-    if not energy.any():
-        return base.clone()
-    eta = (energy / energy.sum()).float()
-    kept = torch.where(picked.sign() == picked.sum(dim=0).sign(), picked, 0.0)
-    update = (eta[:, None] * kept).sum(dim=0)  # (k,)
-    merged = base.clone(memory_format=torch.contiguous_format)
-    merged.view(-1)[chosen] = (start.reshape(-1)[chosen] + update).to(base.dtype)
-    return merged
-
+from fusion.params import check_value, parameters
+from fusion.sce import sce, sce_fusechat, sce_fusechat_grid, sce_grid, sce_mergekit, sce_mergekit_grid
 
 METHODS: dict[str, Callable[..., Tensor]] = {
+    "breadcrumbs": breadcrumbs,
+    "breadcrumbs_ties": breadcrumbs_ties,
+    "dare_linear": dare_linear,
+    "dare_ties": dare_ties,
+    "della": della,
+    "della_linear": della_linear,
     "linear": linear,
+    "model_stock": model_stock,
+    "multislerp": multislerp,
+    "passthrough": passthrough,
     "sce": sce,
+    "sce_fusechat": sce_fusechat,
+    "sce_mergekit": sce_mergekit,
+    "slerp": slerp,
     "task_arithmetic": task_arithmetic,
+    "ties": ties,
+    "varm": varm,
 }
 
-# Variance across a single model is zero everywhere, so there would be nothing to select by.
-FEWEST_SOURCES = {"sce": 2}
+# What computes several values of one parameter from one pass: METHODS of each, with a sequence of values and of tells.
+GRIDS: dict[str, tuple[str, Callable[..., list[Tensor]]]] = {
+    "sce": ("select_topk", sce_grid),
+    "sce_fusechat": ("select_topk", sce_fusechat_grid),
+    "sce_mergekit": ("select_topk", sce_mergekit_grid),
+    "ties": ("density", ties_grid),
+}
+
+# Those that draw at random, from the argument ``generator``.
+RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
+
+# Variance across a single model is zero everywhere, and one delta has no angle to another.
+FEWEST_SOURCES = {"model_stock": 2, "sce": 2, "sce_fusechat": 2, "sce_mergekit": 2}
+MOST_SOURCES = {"passthrough": 1, "slerp": 1}
 
 
 def check_params(method: str, params: Mapping[str, object], *, sources: int) -> None:
@@ -102,54 +74,33 @@ def check_params(method: str, params: Mapping[str, object], *, sources: int) -> 
         )
     if sources < (fewest := FEWEST_SOURCES.get(method, 1)):
         raise RecipeError(f"merge method {method!r} needs at least {fewest} sources, and there are {sources}; add some")
-    hints = get_type_hints(METHODS[method], include_extras=True)
-    known = {
-        name: parameter
-        for name, parameter in inspect.signature(METHODS[method]).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
+    if sources > (most := MOST_SOURCES.get(method, sources)):
+        raise RecipeError(f"merge method {method!r} takes {most} source beside the base, and there are {sources}")
+    known = parameters(METHODS[method])
     for name in params:
         if name not in known:
             raise RecipeError(
                 f"merge method {method!r} takes no {name!r}; it takes {_listed(known)}.{_nearest(name, known)}"
             )
     for name, parameter in known.items():
-        if name in params:
-            _check_value(f"{name!r} of merge method {method!r}", params[name], hints[name], sources)
-        elif parameter.default is parameter.empty:
-            raise RecipeError(f"merge method {method!r} needs {name!r}; it takes {_listed(known)}")
+        if name not in params:
+            if parameter.required:
+                raise RecipeError(f"merge method {method!r} needs {name!r}; it takes {_listed(known)}")
+        elif params[name] is not None or not parameter.optional:
+            check_value(f"{name!r} of merge method {method!r}", params[name], parameter.kind, sources=sources)
     _check_sum(method, params)
-
-
-def _check_value(what: str, value: object, hint: object, sources: int) -> None:
-    if hint == Switch:
-        if not isinstance(value, bool):
-            raise RecipeError(f"{what} is {value!r}; it must be true or false")
-    elif hint == Share:
-        if not _is_number(value) or not 0 < float(value) <= 1:  # type: ignore[arg-type]
-            raise RecipeError(f"{what} is {value!r}; it must be a number in (0, 1]")
-    elif hint == Scale:
-        if not _is_number(value):
-            raise RecipeError(f"{what} is {value!r}; it must be a finite number")
-    elif value is None and hint == Weights | None:
-        pass
-    elif not isinstance(value, Sequence) or isinstance(value, str) or not all(map(_is_number, value)):
-        raise RecipeError(f"{what} is {value!r}; it must be a list of finite numbers, one a source")
-    elif len(value) != sources:
-        raise RecipeError(f"{what} has {len(value)} numbers for {sources} sources; give one a source")
+    if method in ("della", "della_linear"):
+        keep_ranges(**{key: params[key] for key in ("density", "epsilon") if key in params}, sources=sources)  # type: ignore[arg-type]
 
 
 def _check_sum(method: str, params: Mapping[str, object]) -> None:
-    weights = params.get("weights")
-    if method == "linear" and params.get("normalize", True) and weights and math.fsum(weights) == 0:  # type: ignore[arg-type]
+    weights = params.get("weights", 1.0)
+    listed = [float(w) for w in weights] if isinstance(weights, Sequence) else [float(weights)]  # type: ignore[arg-type]
+    if method in ("linear", "multislerp") and params.get("normalize", True) and math.fsum(listed) == 0:
         raise RecipeError(
-            f"'weights' of merge method 'linear' are {weights!r} and sum to 0, by which normalize would divide; "
+            f"'weights' of merge method {method!r} are {weights!r} and sum to 0, by which normalize would divide; "
             "change them, or set normalize to false"
         )
-
-
-def _is_number(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 
 def _listed(names: Mapping[str, object]) -> str:
@@ -159,48 +110,3 @@ def _listed(names: Mapping[str, object]) -> str:
 def _nearest(name: str, names: Mapping[str, object]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one.dtype != other.dtype:
-        wide = torch.promote_types(one.dtype, other.dtype)
-        one, other = one.to(wide), other.to(wide)
-    return torch.equal(one, other.to(one.device))
-
-
-def _variance(deltas: Sequence[Tensor]) -> Tensor:
-    """Return the population variance over the list, element by element.
-
-    Sums of whole tensors: ``torch.var`` over a stacked dimension of size 3 takes ten times as long on a CPU.
-    """
-    mean = torch.zeros_like(deltas[0])
-    for delta in deltas:
-        mean.add_(delta)
-    mean.div_(len(deltas))
-    squares = torch.zeros_like(mean)
-    for delta in deltas:
-        difference = delta - mean
-        squares.addcmul_(difference, difference)
-    return squares.div_(len(deltas))
-
-
-def _count(share: float, numel: int) -> int:
-    # 0.29 * 100 is 28.999…: what is a whole number in decimals must stay one.
-    return min(numel, math.floor(share * numel * (1 + 1e-12)))
-
-
-def _top(values: Tensor, k: int) -> Tensor:
-    """Return the flat indices, ascending, of the ``k`` largest values; of equal ones the lowest indices."""
-    if k >= values.numel():
-        return torch.arange(values.numel(), device=values.device)
-    if k == 0:
-        return torch.empty(0, dtype=torch.long, device=values.device)
-    place = values.numel() - k
-    if values.device.type == "cpu":  # numpy's selection is ten times faster than torch.kthvalue
-        threshold = torch.from_numpy(np.partition(values.numpy(), place)[place : place + 1])
-    else:
-        threshold = torch.kthvalue(values, place + 1).values
-    chosen = values > threshold
-    ties = (values == threshold).nonzero().squeeze(1)
-    chosen[ties[: k - int(chosen.sum())]] = True
-    return chosen.nonzero().squeeze(1)

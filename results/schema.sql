@@ -208,6 +208,19 @@ CREATE TABLE training (
     PRIMARY KEY (model, step)
 );
 
+-- version 2
+
+CREATE TABLE coefficients (                -- what a merge used of every tensor: eta, weight, kept, conflict, ...
+    model VARCHAR,
+    tensor VARCHAR,
+    source VARCHAR,                        -- a model identity; '' where the number is of all sources together
+    name VARCHAR,
+    value DOUBLE NOT NULL,
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (model, tensor, name, source)
+);
+
 -- views
 
 CREATE OR REPLACE VIEW model_names AS
@@ -315,3 +328,19 @@ LEFT JOIN questions q ON q.benchmark = r.benchmark AND q.version = r.version AND
 ORDER BY r.benchmark, r.version, judge_name, q.position, r.question, r.turn, model_name, r.model, baseline_name,
     r.answer_order DESC, r.key;
 COMMENT ON VIEW judgments_wide IS 'Every judge request that was answered: who was compared with whom, in which order, the reply, and the value read from it (preference for the model in [0, 1], or a rating; NULL: no verdict).';
+
+CREATE OR REPLACE VIEW coefficients_wide AS
+SELECT
+    c.model,
+    coalesce(m.display, c.model) AS model_name,
+    c.tensor,
+    TRY_CAST(regexp_extract(c.tensor, '\.(?:layers?|h|blocks?)\.(\d+)\.', 1) AS INTEGER) AS layer,
+    nullif(c.source, '') AS source,
+    coalesce(s.display, nullif(c.source, '')) AS source_name,
+    c.name,
+    c.value
+FROM coefficients c
+LEFT JOIN model_names m ON m.id = c.model
+LEFT JOIN model_names s ON s.id = c.source
+ORDER BY model_name, c.model, c.name, layer NULLS FIRST, c.tensor, source_name;
+COMMENT ON VIEW coefficients_wide IS 'Every coefficient that a merge used of a tensor, with the names of the model and of the source (NULL: of all sources together) and the tensor''s layer.';

@@ -21,6 +21,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from evals.records import (
     Answer,
+    Coefficient,
     Difference,
     Failure,
     ItemScore,
@@ -252,6 +253,14 @@ class Ledger:
     def training(self, model: str | None = None) -> list[TrainingPoint]:
         """Return the logged steps of the training runs, of one model or all."""
         return self._read(TrainingPoint, model=model)
+
+    def coefficients(self, model: str | None = None) -> list[Coefficient]:
+        """Return the coefficients that merges used, of one merged model or all."""
+        return self._read(Coefficient, model=model)
+
+    def merged(self) -> set[str]:
+        """Return the identities of the models whose merge coefficients are stored."""
+        return {model for (model,) in self.sql("SELECT DISTINCT model FROM coefficients").fetchall()}
 
     def benchmarks(self) -> list[tuple[str, str]]:
         """Return (name, version) of every benchmark that has questions or scores here."""

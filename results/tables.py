@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from evals.records import (
     Answer,
+    Coefficient,
     Difference,
     Failure,
     ItemScore,
@@ -39,6 +40,7 @@ Record: TypeAlias = (
     | Selection
     | Failure
     | TrainingPoint
+    | Coefficient
 )
 
 
@@ -172,6 +174,7 @@ _SPECIAL: Mapping[tuple[type[Any], str], tuple[str, Callable[[Any], Any], Callab
     # Part of a primary key, which takes no NULL.
     (ItemScore, "baseline"): ("VARCHAR", lambda value: _text(value or ""), lambda value: value or None),
     (Score, "baseline"): ("VARCHAR", lambda value: _text(value or ""), lambda value: value or None),
+    (Coefficient, "source"): ("VARCHAR", lambda value: _text(value or ""), lambda value: value or None),
     (Difference, "baseline"): ("VARCHAR", lambda value: _text(value or ""), lambda value: value or None),
 }
 _RENAMED = {"order": "answer_order", "check": "check_rule"}  # SQL reserves both words
@@ -224,4 +227,6 @@ TABLES: Mapping[type[Any], Table] = {
     ),
     Selection: _table(Selection, "selections", key="model benchmark version", replace=True),
     TrainingPoint: _table(TrainingPoint, "training", key="model step", replace=True),
+    # The order of rows is that of the merged checkpoint's tensors; two of one name differ in their source.
+    Coefficient: _table(Coefficient, "coefficients", key="model tensor name source", replace=True),
 }

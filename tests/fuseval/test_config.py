@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fuseval.config import ConfigError, load_experiment, load_merge, locate
+from fuseval.config import ConfigError, Merge, load_experiment, locate
 
 SMALL = {
     "models": [{"name": "base", "path": "base"}, {"name": "tuned", "path": "tuned"}],
@@ -15,11 +15,13 @@ SMALL = {
 def write(tmp_path):
     for name in ("base", "tuned"):
         (tmp_path / name).mkdir()
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
     (tmp_path / "talk.jsonl").write_text("")
 
     def write(**changes):
         file = tmp_path / "run.yaml"
-        file.write_text(yaml.safe_dump({**SMALL, **changes}))
+        file.write_text(yaml.safe_dump({**SMALL, **changes}, sort_keys=False))  # the order of globs counts
         return file
 
     return write
@@ -68,6 +70,36 @@ def test_the_demo_file_is_valid_and_the_example_is_the_same_file():
             {"models": [{"name": "gpt", "endpoint": {"model": "g"}}], "fusion": merge(base="gpt", sources=["gpt"])},
             "'gpt' is an endpoint: its weights are not here",
         ),
+        ({"fusion": merge(method={"*": "linaer"})}, "mean 'linear'\\? \\(fusion.merges\\[0\\].method in"),
+        ({"fusion": merge(method="sce")}, "at least 2 sources.*\\(fusion.merges\\[0\\].sources in"),
+        ({"fusion": merge(params={"weights": {"*.{3..1}.*": 1}})}, "goes down.*\\(fusion.merges\\[0\\].params in"),
+        ({"fusion": merge(tokenizer="tunde")}, "'tunde'; .*mean 'tuned'\\? \\(fusion.merges\\[0\\].tokenizer in"),
+        ({"fusion": merge(tokenizer=2)}, "there is no source 2; there are 1.*\\(fusion.merges\\[0\\].tokenizer in"),
+        ({"fusion": merge(seed=-1)}, "0, not -1 \\(fusion.merges\\[0\\].seed in"),
+        ({"fusion": merge(slices=[{"base": [0, 4], "sources": [[0, 3]]}])}, "same number of layers.*slices\\[0\\] in"),
+        ({"fusion": merge(slices=[{"base": [4, 4], "sources": [[0, 0]]}])}, "like \\[0, 16\\].*slices\\[0\\] in"),
+        ({"fusion": merge(slices=[{"base": [0, 4], "sources": [None]}])}, "that is not null.*slices\\[0\\] in"),
+        ({"fusion": merge(slices=[{"base": [0], "sources": [[0]]}])}, "at least 2 items.*slices\\[0\\].base in"),
+        ({"fusion": merge(slices=[{"base": [0, 1], "sources": [[0, 1], None]}])}, "null.*slices\\[0\\].sources in"),
+        (
+            {"fusion": merge(slices=[{"base": [0, 1], "sources": [[0, 1]], "params": {"wieghts": 1}}])},
+            "'wieghts'.*\\(fusion.merges\\[0\\].slices\\[0\\].params in",
+        ),
+        ({"models": [{"name": "x", "path": "base", "adapter_of": "y"}]}, "none before it.*models\\[0\\].adapter_of"),
+        (
+            {"models": [*SMALL["models"], {"name": "x", "path": "tuned", "adapter_of": "base"}]},
+            "tuned is no LoRA adapter's folder.*leave adapter_of out \\(models\\[2\\].adapter_of in",
+        ),
+        ({"models": [{"name": "x", "path": "lora"}]}, "is a LoRA adapter: say adapter_of.*models\\[0\\].path"),
+        (
+            {"models": [SMALL["models"][0], {"name": "x", "path": "lora", "adapter_of": "base"},
+                        {"name": "y", "path": "lora", "adapter_of": "x"}]},
+            "'x' is an adapter itself; name the model under it \\(models\\[2\\].adapter_of in",
+        ),
+        (
+            {"models": [{"name": "x", "adapter_of": "y", "endpoint": {"model": "m"}}]},
+            "'x' is an endpoint and cannot be an adapter",
+        ),
         ({"models": [{"name": "x", "path": "package:no_pkg/f.gguf"}]}, "'no_pkg' .* not installed: pip install"),
     ],
 )  # fmt: skip
@@ -94,20 +126,6 @@ def test_a_key_that_is_written_twice_is_refused(tmp_path):
     (tmp_path / "x.yaml").write_text("judges: [{model: a}]\njudges: []\n")
     with pytest.raises(ConfigError, match="'judges' is written twice"):
         load_experiment(tmp_path / "x.yaml")
-
-
-def test_a_mergekit_file_is_refused_as_what_it_is(tmp_path):
-    (tmp_path / "x.yaml").write_text("merge_method: linear\nmodels: []\n")
-    with pytest.raises(ConfigError, match="is mergekit's YAML"):
-        load_merge(tmp_path / "x.yaml", name="merged")
-
-
-def test_mistakes_in_a_merge_recipe_are_placed_in_the_recipe(write, tmp_path):
-    write()
-    file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump({"method": "sce", "base": "base", "sources": ["tuned", "nowhere"]}))
-    with pytest.raises(ConfigError, match=r"nowhere \(sources\[1\] in recipe.yaml\)"):
-        load_merge(file, name="merged")
 
 
 def test_every_mistake_is_named_at_once(write):
@@ -144,12 +162,35 @@ def test_a_package_file_is_found_without_importing_the_package(tmp_path):
     assert locate("package:fuseval/demo/demo.yaml", beside=tmp_path).is_file()
 
 
-def test_a_merge_recipe_is_checked_like_a_merge_of_an_experiment(write, tmp_path):
-    file = tmp_path / "recipe.yaml"
-    recipe = {"method": "sce", "base": "base", "sources": ["tuned", "base"]}
-    file.write_text(yaml.safe_dump({**recipe, "params": {"topk": 1}}))
-    with pytest.raises(ConfigError, match="'topk'"):
-        load_merge(file, name="merged")
-    file.write_text(yaml.safe_dump({**recipe, "dtyp": "float32"}))
-    with pytest.raises(ConfigError, match="Did you mean 'dtype'"):
-        load_merge(file, name="merged")
+def test_a_merge_takes_settings_a_tokenizer_slices_and_a_seed(write):
+    settings = {
+        "method": {"*embed*": "linear", "*": "ties"},
+        "params": {"weights": [[0, 1]], "density": {"*.layers.{0..3}.*": [[0.2, 0.8]], "*": 0.5}},
+        "tokenizer": "tuned",
+        "slices": [
+            {"base": [0, 4], "sources": [[4, 8]], "params": {"scale": 0.5}},
+            {"base": [4, 6], "sources": [[0, 2]]},
+        ],
+        "seed": 7,
+    }
+    [found] = load_experiment(write(fusion=merge(**settings))).fusion.merges
+    assert found.model_dump(include={"method", "params", "tokenizer", "seed"}) == {
+        key: settings[key] for key in ("method", "params", "tokenizer", "seed")
+    }
+    assert [(s.base, s.sources, s.params) for s in found.slices] == [
+        ([0, 4], [[4, 8]], {"scale": 0.5}), ([4, 6], [[0, 2]], {}),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "whose"),
+    [("base", "base"), ("union", "union"), ("origin", "base"), ("b", "2"), (1, "1"), ("2", "2")],
+)
+def test_a_merges_tokenizer_is_the_bases_a_union_or_a_sources_by_name_or_number(given, whose):
+    merge = {"name": "m", "method": "linear", "base": "origin", "sources": ["a", "b"], "tokenizer": given}
+    assert Merge.model_validate(merge).tokenizer_of == whose
+
+
+def test_an_adapter_is_a_model_of_the_experiment(write):
+    models = [*SMALL["models"], {"name": "lora", "path": "lora", "adapter_of": "base"}]
+    assert load_experiment(write(models=models, fusion=merge(sources=["lora"]))).models[2].adapter_of == "base"

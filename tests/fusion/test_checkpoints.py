@@ -12,16 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusion.checkpoints import Checkpoint, content_hash, from_gguf, whole_folder, write_checkpoint
+from fusion.checkpoints import Checkpoint, content_hash, from_gguf, whole_folder, write_checkpoints
 from fusion.errors import CheckpointError, FusionError, RecipeError
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4)}
 
 
 def write(folder: Path, like: Path, *, max_shard_bytes: int = 5 << 30, tensors: dict[str, Tensor] = WEIGHTS) -> None:
-    write_checkpoint(
-        tensors.items(), folder, like=like, recipe={"method": "none"}, card="# card\n", max_shard_bytes=max_shard_bytes
-    )
+    def complete(number: int, work: Path) -> None:
+        (work / "README.md").write_text(f"# card {number}\n")
+
+    stream = ((name, [tensor]) for name, tensor in tensors.items())
+    write_checkpoints(stream, [folder], like=like, complete=complete, max_shard_bytes=max_shard_bytes)
 
 
 def test_one_file_and_several_are_the_same_checkpoint(make_checkpoint):
@@ -42,17 +44,23 @@ def test_what_is_written_is_read_back(make_checkpoint, tmp_path: Path, most: int
     assert all(written.tensor(name).equal(tensor) for name, tensor in WEIGHTS.items())
 
 
-def test_a_written_checkpoint_has_its_companions_recipe_and_card(make_checkpoint, tmp_path: Path):
+def test_a_written_checkpoint_has_its_companions_and_what_the_caller_adds(make_checkpoint, tmp_path: Path):
     like = make_checkpoint("like", {"zzz": torch.ones(1)}, _name_or_path="/home/me/like")
     (like / "chat_template.jinja").write_text("{{ messages }}")
     (like / "secret.py").write_text("raise SystemExit")
     write(tmp_path / "out", like, tensors={"a": torch.ones(2, dtype=torch.bfloat16)})
     assert sorted(os.listdir(tmp_path / "out")) == [
-        "README.md", "chat_template.jinja", "config.json", "model.safetensors", "recipe.json", "tokenizer.json",
+        "README.md", "chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json",
     ]  # fmt: skip
     assert json.loads((tmp_path / "out/config.json").read_text()) == {"model_type": "llama", "dtype": "bfloat16"}
-    assert json.loads((tmp_path / "out/recipe.json").read_text()) == {"method": "none"}
-    assert (tmp_path / "out/README.md").read_text() == "# card\n"
+    assert (tmp_path / "out/README.md").read_text() == "# card 0\n"
+
+
+def test_several_checkpoints_are_written_from_one_stream(make_checkpoint, tmp_path: Path):
+    like, folders = make_checkpoint("like", WEIGHTS), [tmp_path / "one", tmp_path / "other"]
+    stream = ((name, [tensor, tensor + 1]) for name, tensor in WEIGHTS.items())
+    write_checkpoints(stream, folders, like=like, complete=lambda number, work: None)
+    assert [Checkpoint(folder).tensor("b").tolist() for folder in folders] == [[1.0] * 4, [2.0] * 4]
 
 
 def test_a_config_that_needs_no_change_keeps_its_bytes(make_checkpoint, tmp_path: Path):
@@ -64,13 +72,15 @@ def test_a_config_that_needs_no_change_keeps_its_bytes(make_checkpoint, tmp_path
 
 
 def test_a_write_that_fails_leaves_nothing(make_checkpoint, tmp_path: Path):
-    def failing() -> Iterator[tuple[str, Tensor]]:
-        yield "a", torch.ones(1)
+    def failing() -> Iterator[tuple[str, list[Tensor]]]:
+        yield "a", [torch.ones(1)] * 2
         raise ValueError("no more")
 
     before = sorted(os.listdir(tmp_path)), make_checkpoint("like", WEIGHTS)
     with pytest.raises(ValueError, match="no more"):
-        write_checkpoint(failing(), tmp_path / "out", like=before[1], recipe={}, card="")
+        write_checkpoints(
+            failing(), [tmp_path / "out", tmp_path / "other"], like=before[1], complete=lambda number, work: None
+        )
     assert sorted(os.listdir(tmp_path)) == ["like"]
 
 

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from fusion.checkpoints import Checkpoint
 from fusion.errors import CheckpointError, RecipeError
-from fusion.merge import MergeRecipe, merge, merge_to_folder
+from fusion.merge import merge
+from fusion.recipe import MergeRecipe
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -117,21 +116,3 @@ def test_a_wrong_recipe_is_refused_before_a_model_is_looked_for(tmp_path: Path):
         merge(recipe(tmp_path))
     with pytest.raises(RecipeError, match="dtype is 'int4'"):
         merge(recipe(tmp_path, tmp_path, dtype="int4"))
-
-
-def test_a_merge_in_a_folder_says_what_it_is(make_checkpoint, tmp_path: Path):
-    base, one, other = (make_checkpoint(str(i), weights(i)) for i in (0, 1, 3))
-    merge_to_folder(
-        recipe(base, one, other, method="sce", select_topk=0.5, dtype="bfloat16"),
-        tmp_path / "out",
-        title="Both",
-        provenance={"base": {"title": "Zero", "hash": "00"}, "sources": [{"title": "One", "hash": "11"}]},
-    )
-    assert Checkpoint(tmp_path / "out").tensor("norm").dtype == torch.bfloat16
-    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
-    told = json.loads((tmp_path / "out/recipe.json").read_text())
-    assert told["method"] == "sce"
-    assert told["params"] == {"select_topk": 0.5}
-    assert told["base"] == {"title": "Zero", "hash": "00"}
-    assert str(tmp_path) not in (tmp_path / "out/recipe.json").read_text()
-    assert "# Both" in (tmp_path / "out/README.md").read_text()

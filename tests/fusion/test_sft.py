@@ -9,7 +9,8 @@ import pytest
 
 from fusion.checkpoints import content_hash
 from fusion.errors import CheckpointError, FusionError, RecipeError
-from fusion.merge import MergeRecipe, merge_to_folder
+from fusion.publish import merge_to_folder
+from fusion.recipe import MergeRecipe
 from fusion.sft import SftParams, Step, fine_tune, read_conversations, read_steps
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
@@ -151,9 +152,7 @@ def test_three_steps_lower_the_loss_and_the_result_merges_and_talks(smollm2: Pat
     assert content_hash(tmp_path / "again") == content_hash(tmp_path / "tuned") != content_hash(smollm2)
 
     sources = (tmp_path / "tuned", smollm2)
-    merge_to_folder(
-        MergeRecipe("sce", smollm2, sources, {"select_topk": 0.1}), tmp_path / "merged", title="m", provenance={}
-    )
+    merge_to_folder(MergeRecipe("sce", smollm2, sources, {"select_topk": 0.1}), tmp_path / "merged", title="m")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     ids = tokenizer("The capital of France is", return_tensors="pt")

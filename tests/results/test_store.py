@@ -15,6 +15,7 @@ import pytest
 
 from evals.records import (
     Answer,
+    Coefficient,
     Difference,
     Failure,
     ItemScore,
@@ -59,6 +60,7 @@ SCORE = Score(MODEL.id, "starter", "1", "check", None, "accuracy", 50.0, 40.0, 6
 DIFFERENCE = Difference(MODEL.id, "other", "starter", "1", "check", None, "accuracy", 1.0, -2.0, 3.0, 0.5, 10, 0)
 SELECTION = Selection(MODEL.id, "starter", "1", ("q1", "q2"), ("a1",), "other", ("j" * 32,))
 FAILURE = Failure("a9", "answer", MODEL.id, "starter", "q9", "timeout", "took 60 s", 3)
+COEFFICIENT = Coefficient(MODEL.id, "model.norm.weight", None, "conflict", 0.25)
 POINT = TrainingPoint(MODEL.id, 10, 2.5, 1e-4, 4096, (("grad_norm", 1.5),))
 
 
@@ -93,11 +95,26 @@ def everything(ledger: Ledger) -> list[list[object]]:
             ledger.selections(),
             ledger.failures(),
             ledger.training(),
+            ledger.coefficients(),
         )
     ]
 
 
-RECORDS = (QUESTION, MODEL, ANSWER, REQUEST, JUDGMENT, VERDICT, ITEM, SCORE, DIFFERENCE, SELECTION, FAILURE, POINT)
+RECORDS = (
+    QUESTION,
+    MODEL,
+    ANSWER,
+    REQUEST,
+    JUDGMENT,
+    VERDICT,
+    ITEM,
+    SCORE,
+    DIFFERENCE,
+    SELECTION,
+    FAILURE,
+    POINT,
+    COEFFICIENT,
+)
 
 
 def test_every_record_comes_back_as_it_was(ledger: Ledger, path: Path) -> None:

@@ -1,0 +1,126 @@
+"""An experiment's merges, as fusion.recipe has them, and their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+from fuseval.config import Experiment, Merge
+from fuseval.merge_file import grid_of
+from fuseval.models import Candidate, Watch, inputs, make, resolve
+from fusion.recipe import Grid, MergeRecipe, Slice
+
+
+def merge_recipe(
+    experiment: Experiment, output: Path, *, beside: Path, cache: Path, watch: Watch
+) -> dict[str, Candidate]:
+    """Make what a recipe file says, read as an experiment, in ``output``: a checkpoint, or of a grid one a value.
+
+    Returns all its models by name, the merges last.
+    """
+    models = resolve(experiment, beside=beside, cache=cache)
+    grid, names = grid_of(experiment), [merge.name for merge in experiment.fusion.merges]
+    for name in names:
+        models[name] = replace(models[name], folder=output / name if grid else output)
+    for name in dict.fromkeys(needed for merged in names for needed in inputs(models[merged], models)):
+        make(models[name], models, watch=watch)
+    merge_weights([models[name] for name in names], models, watch=watch, grid=grid)
+    return models
+
+
+def mean_coefficients(merged: Sequence[Candidate]) -> list[dict[str, object]]:
+    """Return, for each merge, source and coefficient, the mean over the tensors, as rows of a table."""
+    from fusion.publish import read_coefficients
+
+    rows: list[dict[str, object]] = []
+    for candidate in merged:
+        values: dict[tuple[str, str], list[float]] = {}
+        for _, source, name, value in read_coefficients(_folder(candidate)):
+            values.setdefault((name, source or "all together"), []).append(value)
+        rows += [
+            {"merge": candidate.name, "coefficient": name, "source": source, "mean": round(fmean(found), 4)}
+            for (name, source), found in sorted(values.items())
+        ]
+    return rows
+
+
+def merge_weights(
+    candidates: Sequence[Candidate], models: Mapping[str, Candidate], *, watch: Watch, grid: Grid | None = None
+) -> None:
+    """Make the weights of a merge, or of a grid's merges together; their inputs are made already.
+
+    Of a grid, ``candidates`` are the merges of its values, in their order.
+    """
+    from fusion.publish import merge_to_folders
+
+    first = candidates[0].merge
+    assert first is not None
+    sources = [models[name] for name in first.sources]
+    merge_to_folders(
+        _recipe(first, models, without=grid.parameter if grid else None),
+        {_folder(candidate): candidate.name for candidate in candidates},
+        grid=grid,
+        provenance={
+            "base": {first.base: models[first.base].id},
+            "sources": {source.name: source.id for source in sources},
+            "ids": [candidate.id for candidate in candidates],
+        },
+        on_tensor=_teller(watch, f"merge {' '.join(candidate.name for candidate in candidates)}"),
+    )
+
+
+def lay_over(candidate: Candidate, under: Candidate, *, watch: Watch) -> None:
+    """Make the weights of a LoRA adapter's model: those of the model under it, with the adapter's added."""
+    from fusion.publish import merge_to_folder
+
+    assert candidate.adapter is not None and under.folder is not None
+    merge_to_folder(
+        MergeRecipe("passthrough", under.folder, (candidate.adapter,)),
+        _folder(candidate),
+        title=candidate.name,
+        provenance={"base": {under.name: under.id}, "sources": {candidate.name: candidate.id}},
+        on_tensor=_teller(watch, f"lay {candidate.name} over {under.name}"),
+    )
+
+
+def laid_over(source: Candidate, merge: Merge) -> bool:
+    """Tell whether a source is an adapter of the merge's own base: then it is merged from the adapter, unrounded."""
+    return source.adapter is not None and source.adapter_of == merge.base
+
+
+def _recipe(merge: Merge, models: Mapping[str, Candidate], *, without: str | None) -> MergeRecipe:
+    return MergeRecipe(
+        merge.method,
+        _folder(models[merge.base]),
+        tuple(_source(models[name], merge) for name in merge.sources),
+        {name: setting for name, setting in merge.params.items() if name != without},
+        dtype=merge.dtype,
+        tokenizer=merge.tokenizer_of,
+        slices=tuple(
+            Slice(
+                (part.base[0], part.base[1]),
+                tuple((layers[0], layers[1]) if layers else None for layers in part.sources),
+                part.params,
+            )
+            for part in merge.slices
+        ),
+        seed=merge.seed,
+    )
+
+
+def _source(candidate: Candidate, merge: Merge) -> Path:
+    if laid_over(candidate, merge):
+        assert candidate.adapter is not None
+        return candidate.adapter
+    return _folder(candidate)
+
+
+def _folder(candidate: Candidate) -> Path:
+    assert candidate.folder is not None  # endpoints are refused when the experiment is read
+    return candidate.folder
+
+
+def _teller(watch: Watch, stage: str) -> Callable[[int, int], None]:
+    return lambda done, total: watch(stage, done, total)

@@ -1,0 +1,152 @@
+"""What an experiment of the right form says that cannot be done: names, files and parameters, before it starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from evals.catalog import UnknownBenchmark, find_benchmark
+from fuseval.config import ConfigError, Experiment, Merge, did_you_mean, locate
+
+
+def mistakes(experiment: Experiment, folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield the place and the text of every mistake; ``folder`` is the one that inputs are looked for in."""
+    yield from _wrong_names(experiment)
+    seen: list[str] = []
+    for number, benchmark in enumerate(experiment.benchmarks):
+        try:
+            yield from _taken(f"benchmarks[{number}]", find_benchmark(benchmark.name).name, seen)
+        except UnknownBenchmark as error:
+            yield f"benchmarks[{number}]", str(error)
+    files = [(f"models[{i}].path", m.path) for i, m in enumerate(experiment.models) if m.path]
+    files += [(f"fusion.targets[{i}].data", t.data) for i, t in enumerate(experiment.fusion.targets)]
+    for place, given in files:
+        try:
+            if not (found := locate(given, beside=folder)).exists():
+                yield place, f"there is no file or folder {found}"
+        except ConfigError as error:
+            yield place, str(error)
+    for place, output in (("report", experiment.report), ("ledger", experiment.ledger)):
+        if output and Path(output).expanduser().is_dir():
+            yield place, f"{output!r} is a folder: name a file in it"
+    yield from _wrong_adapters(experiment, folder)
+    yield from _wrong_params(experiment)
+    for i, merge in enumerate(experiment.fusion.merges):
+        for inside, text in _wrong_merge(merge):
+            yield f"fusion.merges[{i}].{inside}", text
+
+
+def _wrong_names(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    known: list[str] = []
+    uses: list[tuple[str, str, Sequence[str]]] = []
+    for i, model in enumerate(experiment.models):
+        if model.adapter_of is not None:
+            uses.append((f"models[{i}].adapter_of", model.adapter_of, tuple(known)))
+        yield from _taken(f"models[{i}].name", model.name, known)
+    # A target or merge may only use what stands before it: so no circle can be written.
+    for i, target in enumerate(experiment.fusion.targets):
+        uses.append((f"fusion.targets[{i}].base", target.base, tuple(known)))
+        yield from _taken(f"fusion.targets[{i}].name", target.name, known)
+    for i, merge in enumerate(experiment.fusion.merges):
+        uses.append((f"fusion.merges[{i}].base", merge.base, tuple(known)))
+        uses += [(f"fusion.merges[{i}].sources[{j}]", s, tuple(known)) for j, s in enumerate(merge.sources)]
+        yield from _taken(f"fusion.merges[{i}].name", merge.name, known)
+    uses += [(f"judges[{i}].model", judge.model, tuple(known)) for i, judge in enumerate(experiment.judges)]
+    if experiment.baseline is not None:
+        uses.append(("baseline", experiment.baseline, tuple(known)))
+    for place, name, before in uses:
+        if name not in before:
+            there = ", ".join(before) or "none before it"
+            yield place, f"no model is called {name!r} here; there are {there}.{did_you_mean(name, before)}"
+    endpoints = {model.name for model in experiment.models if model.endpoint}
+    for place, name, _ in uses:
+        if (place.startswith("fusion") or place.endswith("adapter_of")) and name in endpoints:
+            yield place, f"{name!r} is an endpoint: its weights are not here to be trained or merged"
+
+
+def _taken(place: str, name: str, known: list[str]) -> Iterator[tuple[str, str]]:
+    if name in known:
+        yield place, f"the name {name!r} is used twice"
+    known.append(name)
+
+
+def _wrong_params(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    from fusion.errors import FusionError
+
+    for i, target in enumerate(experiment.fusion.targets):
+        from fusion.sft import SftParams
+
+        try:
+            SftParams(**_known_fields(target.params, SftParams, f"sft of {target.name!r}"))
+        except (FusionError, ValueError, TypeError) as error:
+            yield f"fusion.targets[{i}].params", str(error)
+
+
+def _wrong_adapters(experiment: Experiment, folder: Path) -> Iterator[tuple[str, str]]:
+    adapters = {model.name for model in experiment.models if model.adapter_of}
+    for i, model in enumerate(experiment.models):
+        place = f"models[{i}].adapter_of"
+        if model.adapter_of in adapters:
+            yield place, f"{model.adapter_of!r} is an adapter itself; name the model under it"
+        if not model.path:
+            continue
+        try:
+            path = locate(model.path, beside=folder)
+        except ConfigError:
+            continue  # said of the path already
+        if model.adapter_of and path.exists() and not (path / "adapter_config.json").is_file():
+            yield place, f"{path} is no LoRA adapter's folder, which has an adapter_config.json; leave adapter_of out"
+        if not model.adapter_of and is_bare_adapter(path):
+            yield f"models[{i}].path", f"{path} is a LoRA adapter: say adapter_of, the name of the model that it is for"
+
+
+def is_bare_adapter(path: Path) -> bool:
+    """Tell whether a folder holds a LoRA adapter and no model."""
+    return (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
+
+
+def _wrong_merge(merge: Merge) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong in a merge, and where in it."""
+    from fusion.errors import RecipeError
+    from fusion.settings import check_method, check_settings
+
+    if not merge.tokenizer_of.isdigit():
+        if merge.tokenizer_of not in ("base", "union"):
+            known = ["base", "union", *merge.sources]
+            more = did_you_mean(merge.tokenizer, known)
+            yield "tokenizer", f"no tokenizer is called {merge.tokenizer!r}; there are {', '.join(known)}.{more}"
+    elif not 1 <= int(merge.tokenizer_of) <= len(merge.sources):
+        yield "tokenizer", f"there is no source {merge.tokenizer_of}; there are {len(merge.sources)}, from 1"
+    try:
+        check_method(merge.method)
+    except RecipeError as error:
+        yield "method", str(error)
+        return
+    parts = [("params", merge.params, len(merge.sources))]
+    if merge.slices:
+        parts = [
+            (f"slices[{i}].params" if one.params else "params", {**merge.params, **one.params},
+             sum(layers is not None for layers in one.sources))
+            for i, one in enumerate(merge.slices)
+        ]  # fmt: skip
+    for i, one in enumerate(merge.slices):
+        if len(one.sources) != len(merge.sources):
+            text = f"there are layers of {len(one.sources)} sources for {len(merge.sources)} sources"
+            yield f"slices[{i}].sources", f"{text}; give one entry a source, null for one that takes no part"
+    for place, params, sources in parts:
+        try:
+            check_settings(merge.method, params, sources=sources)
+        except RecipeError as error:
+            # A wrong number of sources is a matter of no parameter.
+            yield "sources" if re.search(r"and there are \d+", str(error)) else place, str(error)
+
+
+def _known_fields(given: dict[str, Any], kind: type[Any], what: str) -> dict[str, Any]:
+    names = [f.name for f in fields(kind)]
+    for key in given:
+        if key not in names:
+            raise ValueError(f"{what} takes no {key!r}; it takes {', '.join(names)}.{did_you_mean(key, names)}")
+    return given

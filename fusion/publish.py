@@ -1,0 +1,180 @@
+"""Merged checkpoints on disk: weights, tokenizer, recipe.json, coefficients.parquet and a model card."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from fusion.checkpoints import write_checkpoints
+from fusion.errors import CheckpointError
+from fusion.hashes import content_hash
+from fusion.merge import Coefficient, Merged, merge_planned
+from fusion.plan import Plan, plan
+from fusion.recipe import Grid, MergeRecipe
+from fusion.vocabulary import write_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+COEFFICIENTS = "coefficients.parquet"
+
+
+def merge_to_folder(
+    recipe: MergeRecipe,
+    folder: Path,
+    *,
+    title: str,
+    provenance: Mapping[str, object] | None = None,
+    on_tensor: Callable[[int, int], None] | None = None,
+    device: str | None = None,
+) -> None:
+    """Write the merge as a checkpoint folder with recipe.json, coefficients.parquet and a model card.
+
+    ``provenance`` says which models these were: ``base`` and ``sources`` map titles to content hashes. Without it the
+    folders' names are the titles, and the hashes are computed. No local path is written.
+    """
+    merge_to_folders(recipe, {folder: title}, grid=None, provenance=provenance, on_tensor=on_tensor, device=device)
+
+
+def merge_to_folders(
+    recipe: MergeRecipe,
+    titles: Mapping[Path, str],
+    *,
+    grid: Grid | None,
+    provenance: Mapping[str, object] | None = None,
+    on_tensor: Callable[[int, int], None] | None = None,
+    device: str | None = None,
+) -> None:
+    """Write the merges of a grid, each value's to its folder, from one pass over the models: see merge_to_folder.
+
+    ``titles`` are the folders, in the order of the grid's values, and their models' titles.
+    """
+    planned = plan(recipe, grid)
+    known = provenance or _provenance(recipe)
+    names = [str(name) for name in known["sources"]]  # type: ignore[attr-defined]
+    heard: list[list[Coefficient]] = [[] for _ in titles]
+
+    def hear(merged: Merged) -> tuple[str, Sequence[Tensor]]:
+        for into, coefficients in zip(heard, merged.coefficients, strict=True):
+            into.extend(coefficients)
+        return merged.name, merged.variants
+
+    def complete(number: int, folder: Path) -> None:
+        title = list(titles.values())[number]
+        params = recipe.params if grid is None else {**recipe.params, grid.parameter: grid.values[number]}
+        told = _told(title, replace(recipe, params=params), planned, known)
+        if planned.vocabulary is not None:
+            write_tokenizer(planned.vocabulary, folder)
+        _change_config(folder, planned.config)
+        _write_coefficients(heard[number], names, folder)
+        text = json.dumps(told, ensure_ascii=False, indent=2)
+        (folder / "recipe.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(_card(title, told, heard[number], names), encoding="utf-8")
+
+    stream = map(hear, merge_planned(planned, seed=recipe.seed, on_tensor=on_tensor, device=device))
+    write_checkpoints(stream, list(titles), like=recipe.base, complete=complete)
+
+
+def read_coefficients(folder: Path) -> list[tuple[str, str | None, str, float]]:
+    """Return (tensor, source's title or None, coefficient's name, value) of a merged checkpoint, if it has them."""
+    import pyarrow.parquet
+
+    if not (file := folder / COEFFICIENTS).is_file():
+        return []
+    try:
+        columns = pyarrow.parquet.read_table(file).to_pydict()
+        return list(zip(*(columns[name] for name in ("tensor", "source", "coefficient", "value")), strict=True))
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are ValueErrors
+        raise CheckpointError(f"{file} cannot be read ({error}); remove the checkpoint and merge again") from error
+
+
+def _provenance(recipe: MergeRecipe) -> dict[str, object]:
+    names = [path.name for path in recipe.sources]
+    titles = [name if names.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(names, 1)]
+    hashes = [content_hash(path) for path in recipe.sources]
+    return {
+        "base": {recipe.base.name: content_hash(recipe.base)},
+        "sources": dict(zip(titles, hashes, strict=True)),
+    }
+
+
+def _told(title: str, recipe: MergeRecipe, planned: Plan, provenance: Mapping[str, object]) -> dict[str, Any]:
+    return {
+        "kind": "merge",
+        "title": title,
+        "method": recipe.method,
+        "params": dict(recipe.params),
+        "dtype": recipe.dtype,
+        "tokenizer": recipe.tokenizer,
+        "slices": [asdict(part) for part in recipe.slices],
+        "seed": recipe.seed,
+        **({"vocabulary": planned.vocabulary.told} if planned.vocabulary else {}),
+        **provenance,
+        "fuseval": importlib.metadata.version("fuseval"),
+    }
+
+
+def _change_config(folder: Path, changed: Mapping[str, Any]) -> None:
+    if changed:
+        file = folder / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8")) | changed
+        file.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_coefficients(coefficients: Sequence[Coefficient], names: Sequence[str], folder: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    schema = pyarrow.schema(
+        [("tensor", "string"), ("source", "string"), ("coefficient", "string"), ("value", "double")]
+    )
+    rows = [
+        {
+            "tensor": c.tensor,
+            "source": None if c.source is None else names[c.source],
+            "coefficient": c.name,
+            "value": c.value,
+        }
+        for c in coefficients
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), folder / COEFFICIENTS)
+
+
+def _card(title: str, told: Mapping[str, Any], coefficients: Sequence[Coefficient], names: Sequence[str]) -> str:
+    method = told["method"] if isinstance(told["method"], str) else "several methods"
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            "pipeline_tag: text-generation",
+            "tags: [merge, fuseval]",
+            "---",
+            f"# {title}",
+            "",
+            f"Merged with fuseval {told['fuseval']} by `{method}`. `recipe.json` says of what, "
+            f"`{COEFFICIENTS}` with which coefficient in every tensor. On average over the tensors:",
+            "",
+            *_averages(coefficients, names),
+            "",
+            "```json",
+            json.dumps(told, ensure_ascii=False, indent=2),
+            "```",
+            "",
+        ]
+    )
+
+
+def _averages(coefficients: Sequence[Coefficient], names: Sequence[str]) -> list[str]:
+    values: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for c in coefficients:
+        values["all together" if c.source is None else names[c.source], c.name].append(c.value)
+    if not values:
+        return ["(no source changed anything)"]
+    rows = [f"| {source} | {name} | {fmean(found):.4g} |" for (source, name), found in sorted(values.items())]
+    return ["| source | coefficient | mean |", "|---|---|---|", *rows]

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fusion.blocks import Cut, Group, Masked, NotFinite, Taker, count, cuts, same, top
+
+BLOCK = 1 << 16  # where blocks end on a CPU
+SAMPLED = 1 << 18  # above so many elements thresholds are first guessed from a sample
+
+CASES: dict[str, Callable[[int], Tensor]] = {
+    "distinct": lambda size: torch.randperm(size).float() + 1,
+    "normal": lambda size: torch.randn(size).abs(),
+    "all equal": lambda size: torch.full((size,), 0.5),
+    "all zero": torch.zeros,
+    "three values": lambda size: torch.randint(0, 3, (size,)).float(),
+    "half zero": lambda size: torch.rand(size) * torch.randint(0, 2, (size,)),
+    "nearly all zero": lambda size: torch.where(torch.rand(size) < 1e-4, torch.rand(size) + 0.1, torch.zeros(size)),
+    "ascending": lambda size: torch.arange(size).float(),
+    "descending": lambda size: torch.arange(size).flip(0).float(),
+    "ascending with ties": lambda size: torch.arange(size).float().div(7).floor(),
+    "one huge": lambda size: torch.rand(size).index_fill(0, torch.tensor([size // 2]), 1e30),
+    "steps of bfloat16": lambda size: (torch.randn(size).bfloat16() - torch.randn(size).bfloat16()).abs().float(),
+    "smallest floats": lambda size: torch.randint(0, 3, (size,)).float() * 1e-45,
+    "largest floats": lambda size: torch.randint(1, 3, (size,)).float() * 1.5e38,
+    "a few millionths": lambda size: 1 + torch.randint(0, 4, (size,)).float() * 2**-23,
+}
+WITH_ZEROS = ["all zero", "three values", "half zero", "nearly all zero", "steps of bfloat16", "smallest floats"]
+
+
+def of(values: Tensor) -> Group:
+    """A group whose delta is the values."""
+    return Group(torch.zeros(values.numel()), [values])
+
+
+def delta(_: Tensor, deltas: Sequence[Tensor]) -> list[Tensor]:
+    return [deltas[0]]
+
+
+def largest(values: Tensor, k: int) -> np.ndarray:
+    """The flat indices of the k largest, of equal ones the lowest, by a stable sort of all."""
+    return np.sort(np.argsort(-values.numpy(), kind="stable")[:k])
+
+
+def taken(group: Group, cut: Cut, values: Callable[..., Sequence[Tensor]] = delta, ranking: int = 0) -> np.ndarray:
+    taker, found = Taker(cut), []
+    for place, start, deltas in group.blocks():
+        block = values(start, deltas)[ranking]
+        found.append(taker.mask(block, out=block).nonzero().squeeze(1) + place.start)
+    return torch.cat(found).numpy()
+
+
+def compare(values: Tensor, *shares: float, of_nonzero: bool) -> None:
+    """Hold the elements that top and cuts take against those of a stable sort."""
+    shares = shares or (1e-9, 0.1, 0.5, 1.0)
+    whole = int(values.count_nonzero()) if of_nonzero else values.numel()
+    order = np.argsort(-values.numpy(), kind="stable")
+    group = of(values)
+    by_index = top(group, delta, shares, of_nonzero=of_nonzero)
+    by_cut = cuts(group, delta, [shares], of_nonzero=of_nonzero)[0]
+    for k, share in enumerate(shares):
+        expected = np.sort(order[: count(share, whole)])
+        assert np.array_equal(by_index[k].numpy(), expected), share
+        assert np.array_equal(taken(group, by_cut[k]), expected), share
+
+
+def unsampled(size: int) -> Tensor:
+    """Which elements the sample of a group of that size surely passes over."""
+    seen = Group(torch.zeros(size), [torch.arange(size).float()]).sample().tuned[0].long()
+    return torch.ones(size, dtype=torch.bool).index_fill(0, seen, False)
+
+
+@pytest.mark.parametrize("size", [1, 7, BLOCK + 1, SAMPLED + 1])
+@pytest.mark.parametrize("case", CASES)
+def test_the_largest_are_those_of_a_stable_sort(case: str, size: int):
+    compare(CASES[case](size), of_nonzero=False)
+
+
+@pytest.mark.parametrize("size", [1, 7, SAMPLED + 1])
+@pytest.mark.parametrize("case", WITH_ZEROS)
+def test_a_share_may_be_of_the_values_that_are_not_0(case: str, size: int):
+    compare(CASES[case](size), of_nonzero=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of_nonzero", [False, True])
+@pytest.mark.parametrize("size", [BLOCK - 1, BLOCK, BLOCK + 1, SAMPLED, SAMPLED + 1, 9 * BLOCK])
+@pytest.mark.parametrize("case", CASES)
+def test_the_largest_are_those_of_a_stable_sort_whatever_the_share(case: str, size: int, of_nonzero: bool):
+    compare(CASES[case](size), 1e-9, 1e-4, 0.003, 0.1, 0.29, 1 / 3, 0.5, 2 / 3, 0.9, 0.999, 1.0, of_nonzero=of_nonzero)
+
+
+@pytest.mark.parametrize("size", [100, SAMPLED + 1])
+def test_every_count_is_met_where_few_values_are_many(size: int):
+    values = CASES["three values"](size)
+    twos, ones = int((values == 2).sum()), int((values == 1).sum())
+    group = of(values)
+    for k in (1, twos - 1, twos, twos + 1, twos + ones, twos + ones + 1, size - 1, size):
+        [[cut]] = cuts(group, delta, [[k / size]])
+        assert np.array_equal(taken(group, cut), largest(values, k)), k
+
+
+@pytest.mark.parametrize("size", [1000, SAMPLED + 1])
+def test_several_rankings_are_cut_in_one_pass_each_by_its_own_shares(size: int):
+    one, other = torch.randn(size), torch.randint(0, 5, (size,)).float()
+    group = Group(torch.zeros(size), [one, other])
+
+    def magnitudes(_: Tensor, deltas: Sequence[Tensor]) -> list[Tensor]:
+        return [d.abs() for d in deltas]
+
+    shares = [[0.1, 0.7], [0.4]]
+    found = cuts(group, magnitudes, shares)
+    for r, values in enumerate((one.abs(), other)):
+        for share, cut in zip(shares[r], found[r], strict=True):
+            assert np.array_equal(taken(group, cut, magnitudes, r), largest(values, count(share, size)))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.9])
+@pytest.mark.parametrize("seen", ["small", "large", "zero"])
+def test_a_misleading_sample_costs_another_pass_and_no_exactness(share: float, seen: str):
+    size = SAMPLED + 5000
+    hidden = unsampled(size)
+    shown = {"small": torch.rand(size) + 0.1, "large": torch.rand(size) + 9, "zero": torch.zeros(size)}[seen]
+    values = torch.where(hidden, torch.rand(size) + 5, shown)
+    for of_nonzero in (False, True):
+        k = count(share, int(values.count_nonzero()) if of_nonzero else size)
+        expected = largest(values, k)
+        assert np.array_equal(top(of(values), delta, [share], of_nonzero=of_nonzero)[0].numpy(), expected)
+        [[cut]] = cuts(of(values), delta, [[share]], of_nonzero=of_nonzero)
+        assert np.array_equal(taken(of(values), cut), expected)
+
+
+def test_a_fair_sample_costs_no_other_pass():
+    passes = []
+
+    def counted(_: Tensor, deltas: Sequence[Tensor]) -> list[Tensor]:
+        passes.append(deltas[0].numel())
+        return [deltas[0]]
+
+    size = SAMPLED + 1
+    for case, values in CASES.items():
+        passes.clear()
+        cuts(of(values(size)), counted, [[0.01, 0.3, 0.8]])
+        assert sum(passes) == size + BLOCK, case  # all, and the sample
+
+
+def test_ties_are_counted_across_blocks():
+    values = torch.ones(3 * BLOCK)
+    assert taken(of(values), Cut(1.0, BLOCK + 5)).tolist() == list(range(BLOCK + 5))
+    assert taken(of(values), Cut(1.0)).size == 0
+
+
+def test_a_mask_may_be_written_beside_the_values():
+    values, out = torch.tensor([3.0, 1, 2, 2]), torch.empty(4)
+    assert Taker(Cut(2.0, 1)).mask(values, out=out).tolist() == [1, 0, 1, 0]
+    assert values.tolist() == [3, 1, 2, 2]
+
+
+def test_what_is_masked_has_deltas_of_0_but_where_a_cut_takes():
+    size = 2 * BLOCK + 10
+    one, other = torch.randn(size), torch.randn(size)
+    group = Group(torch.ones(size), [1 + one, 1 + other])
+    masked = Masked(group, lambda _, deltas: [deltas[0].abs()], Cut(1.0))
+    for place, start, deltas in masked.blocks():
+        kept = ((1 + one[place]) - 1).abs() > 1
+        assert start.eq(1).all()
+        assert deltas[0].ne(0).equal(kept)
+        assert deltas[1].ne(0).equal(kept & ((1 + other[place]) - 1).ne(0))
+        masked.put(place, start + deltas[0])
+    assert masked.taken == int((((1 + one) - 1).abs() > 1).sum())
+    assert group.result().shape == (size,)
+
+
+@pytest.mark.parametrize(
+    ("share", "numel", "k"), [(0.29, 100, 29), (0.57, 100, 57), (0.1, 9, 0), (1.0, 5, 5), (0.5, 0, 0), (1 / 3, 3, 1)]
+)
+def test_a_share_that_is_a_whole_number_in_decimals_stays_one(share: float, numel: int, k: int):
+    assert count(share, numel) == k
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("numel", [0, 1, BLOCK, 2 * BLOCK + 3])
+def test_blocks_hold_the_base_and_the_differences_in_order(dtype: torch.dtype, numel: int):
+    base, source = torch.randn(numel).to(dtype), torch.randn(numel).half()
+    group = Group(base, [source])
+    starts, deltas = [torch.empty(0)], [torch.empty(0)]
+    for place, start, [difference] in group.blocks():
+        starts.append(start.clone())
+        deltas.append(difference.clone())
+        group.put(place, start.add_(difference))  # blocks may be overwritten
+    assert torch.cat(starts).equal(base.float())
+    assert torch.cat(deltas).equal(source.float() - base.float())
+    assert group.result().equal((base.float() + (source.float() - base.float())).to(dtype))
+
+
+@pytest.mark.parametrize("row", [1, 3, 1000, BLOCK, BLOCK + 1])
+def test_blocks_hold_whole_rows(row: int):
+    places = [place for place, _, _ in Group(torch.zeros(150 * row), [], row=row).blocks()][:20]
+    assert all(place.start % row == 0 and place.stop % row == 0 for place in places)
+    assert all(before.stop == after.start for before, after in itertools.pairwise(places))
+
+
+def test_a_part_of_a_group_has_the_elements_of_its_index():
+    base, source = torch.zeros(2, 3), torch.arange(6.0).view(2, 3)
+    [(_, _, [difference])] = Group(base, [source]).at(torch.tensor([1, 4])).blocks()
+    assert difference.tolist() == [1.0, 4.0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, BLOCK, BLOCK + 1])
+@pytest.mark.parametrize("where", [None, 0, 1])
+def test_a_nan_or_infinity_is_found_where_it_is(where: int | None, place: int, bad: float):
+    models = [torch.zeros(BLOCK + 2, dtype=torch.bfloat16) for _ in range(3)]
+    models[0 if where is None else where + 1][place] = bad
+    with pytest.raises(NotFinite, match="the base" if where is None else f"source {where + 1}") as error:
+        list(Group(models[0], models[1:]).blocks())
+    assert error.value.source == where
+
+
+def test_infinities_of_both_signs_do_not_hide_each_other():
+    with pytest.raises(NotFinite):
+        list(Group(torch.zeros(2), [torch.tensor([math.inf, -math.inf])]).blocks())
+
+
+def test_numbers_whose_sum_overflows_are_no_infinities():
+    assert len(list(Group(torch.full((4,), 3e38), [torch.full((4,), 3e38)]).blocks())) == 1
+
+
+def test_a_group_is_unchanged_where_no_number_differs():
+    base = torch.tensor([0.0, 1.0], dtype=torch.bfloat16)
+    assert Group(base, [base.clone(), base.float(), torch.tensor([-0.0, 1.0]).half()]).unchanged()
+    assert not Group(base, [base, torch.tensor([0.0, 1.001])]).unchanged()
+
+
+def test_a_difference_in_the_last_element_is_one():
+    one = torch.zeros(BLOCK + 1)
+    assert same(one, one.clone())
+    assert not same(one, one.index_fill(0, torch.tensor([BLOCK]), 1.0))
+    assert not same(torch.tensor([math.nan]), torch.tensor([math.nan]))
