@@ -116,10 +116,11 @@ def merge(
 
         if output.exists() and not (output.is_dir() and not any(output.iterdir())):
             raise ConfigError(f"{output} is there already: name a new folder with -o, or remove it")
-        experiment = load_merge(recipe, name=output.name if NAME.fullmatch(output.name) else "merged")
+        experiment, grid = load_merge(recipe, name=output.name if NAME.fullmatch(output.name) else "merged")
         say(*experiment.notes, style="yellow")
         with stages() as watch:
-            models = merge_recipe(experiment, output.absolute(), beside=recipe.parent, cache=_cache(), watch=watch)
+            output = output.absolute()
+            models = merge_recipe(experiment, grid, output, beside=recipe.parent, cache=_cache(), watch=watch)
         made = [models[merged.name] for merged in experiment.fusion.merges]
         if ledger is not None:
             _store_merges(models, experiment, ledger)

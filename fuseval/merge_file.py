@@ -109,7 +109,8 @@ class _Models:
         last = Path(text.partition("@")[0]).name.removesuffix(".gguf")
         plain = re.sub(r"[^A-Za-z0-9._+-]+", "-", last).strip("._+-")[:80] or "model"
         taken = {spec.name for spec in self.specs} | self.reserved
-        return next(name for name in (plain, *(f"{plain}-{i}" for i in itertools.count(2))) if name not in taken)
+        numbered = (f"{plain}-{number}" for number in itertools.count(2))
+        return next(name for name in itertools.chain([plain], numbered) if name not in taken)
 
     def _looks_local(self, text: str) -> bool:
         return text.endswith(".gguf") or (self.folder / Path(text).parts[0]).is_dir()
@@ -125,11 +126,11 @@ class _Models:
             return None
 
 
-def load_merge(file: Path, *, name: str) -> Experiment:
+def load_merge(file: Path, *, name: str) -> tuple[Experiment, Grid | None]:
     """Read a merge recipe as an experiment of one merge called ``name``; raises ConfigError.
 
-    With a grid it has one merge a value, called ``PARAMETER-VALUE``. What there is to say of the reading stands in
-    the experiment's notes.
+    With a grid, which is returned, it has one merge a value, called ``PARAMETER-VALUE``. What there is to say of the
+    reading stands in the experiment's notes.
     """
     given = read_mapping(file, "merge recipe")
     translated = translate(given, file=file.name) if is_mergekit(given) else None
@@ -157,16 +158,7 @@ def load_merge(file: Path, *, name: str) -> Experiment:
     ]
     if found:
         raise ConfigError("\n".join(dict.fromkeys(found)))
-    return experiment
-
-
-def grid_of(experiment: Experiment) -> Grid | None:
-    """Return the grid that the recipe of such an experiment has, its merges one a value in its order; None without."""
-    merges = experiment.fusion.merges
-    parameter, dash, _ = merges[0].name.partition("-")
-    if not dash or parameter not in merges[0].params:
-        return None
-    return Grid(parameter, tuple(merge.params[parameter] for merge in merges))
+    return experiment, _grid(recipe)
 
 
 def _ours(translated: TranslatedRecipe) -> MergeRecipeFile:
@@ -193,6 +185,13 @@ def _merges(
     [(parameter, values)] = recipe.grid.items()
     for value, title in zip(values, _titles(recipe, name), strict=True):
         yield validated(Merge, {**given, "name": title, "params": {**recipe.params, parameter: value}}, file)
+
+
+def _grid(recipe: MergeRecipeFile) -> Grid | None:
+    if not recipe.grid:
+        return None
+    [(parameter, values)] = recipe.grid.items()
+    return Grid(parameter, tuple(values))
 
 
 def _titles(recipe: MergeRecipeFile, name: str) -> list[str]:

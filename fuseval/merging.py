@@ -8,20 +8,19 @@ from pathlib import Path
 from statistics import fmean
 
 from fuseval.config import Experiment, Merge
-from fuseval.merge_file import grid_of
 from fuseval.models import Candidate, Watch, inputs, make, resolve
 from fusion.recipe import Grid, MergeRecipe, Slice
 
 
 def merge_recipe(
-    experiment: Experiment, output: Path, *, beside: Path, cache: Path, watch: Watch
+    experiment: Experiment, grid: Grid | None, output: Path, *, beside: Path, cache: Path, watch: Watch
 ) -> dict[str, Candidate]:
     """Make what a recipe file says, read as an experiment, in ``output``: a checkpoint, or of a grid one a value.
 
     Returns all its models by name, the merges last.
     """
     models = resolve(experiment, beside=beside, cache=cache)
-    grid, names = grid_of(experiment), [merge.name for merge in experiment.fusion.merges]
+    names = [merge.name for merge in experiment.fusion.merges]
     for name in names:
         models[name] = replace(models[name], folder=output / name if grid else output)
     for name in dict.fromkeys(needed for merged in names for needed in inputs(models[merged], models)):

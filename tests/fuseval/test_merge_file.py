@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from fuseval.config import ConfigError
-from fuseval.merge_file import grid_of, load_merge
+from fuseval.merge_file import load_merge
 
 OURS = {"method": "linear", "base": "base", "sources": ["one", "two"]}
 THEIRS = {
@@ -23,10 +23,11 @@ def load(tmp_path):
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
 
-    def load(recipe):
+    def load(recipe, *, whole=False):
         file = tmp_path / "recipe.yaml"
         file.write_text(yaml.safe_dump(recipe, sort_keys=False))
-        return load_merge(file, name="merged")
+        experiment, grid = load_merge(file, name="merged")
+        return (experiment, grid) if whole else experiment
 
     return load
 
@@ -38,26 +39,28 @@ def models(experiment):
 
 def test_a_recipe_is_an_experiment_of_one_merge(load):
     experiment = load({**OURS, "params": {"weights": [3, 1]}, "dtype": "float32", "seed": 5, "tokenizer": "two"})
-    assert models(experiment) == [("base", "base", None), ("source-1", "one", None), ("source-2", "two", None)]
+    assert models(experiment) == [("base", "base", None), ("one", "one", None), ("two", "two", None)]
     [merge] = experiment.fusion.merges
-    assert (merge.name, merge.base, merge.sources) == ("merged", "base", ["source-1", "source-2"])
+    assert (merge.name, merge.base, merge.sources) == ("merged", "base", ["one", "two"])
     assert (merge.method, merge.params, merge.dtype, merge.seed) == ("linear", {"weights": [3, 1]}, "float32", 5)
-    assert (merge.tokenizer_of, experiment.notes, grid_of(experiment)) == ("2", [], None)
+    assert (merge.tokenizer_of, experiment.notes) == ("2", [])
 
 
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("one", [("source-1", "one", None)]),
-        ("quantised.gguf", [("source-1", "quantised.gguf", None)]),
-        ("org/name", [("source-1", "org/name@None", None)]),
-        ("org/name-1.5B@v1.0", [("source-1", "org/name-1.5B@v1.0", None)]),
-        ("package:fuseval/demo", [("source-1", "package:fuseval/demo", None)]),
-        ("lora", [("source-1", "lora", "base")]),
-        ("base+lora", [("source-1", "lora", "base")]),
-        ("one+lora", [("source-1-model", "one", None), ("source-1", "lora", "source-1-model")]),
-        ("org/a@x+org/b", [("source-1-model", "org/a@x", None), ("source-1", "org/b@None", "source-1-model")]),
-        ("one+two", [("source-1", "one+two", None)]),  # a folder of this name is there
+        ("one", [("one", "one", None)]),
+        ("quantised.gguf", [("quantised", "quantised.gguf", None)]),
+        ("org/name", [("name", "org/name@None", None)]),
+        ("org/name-1.5B@v1.0", [("name-1.5B", "org/name-1.5B@v1.0", None)]),
+        ("org/base", [("base-2", "org/base@None", None)]),
+        ("org/merged", [("merged-2", "org/merged@None", None)]),
+        ("package:fuseval/demo", [("demo", "package:fuseval/demo", None)]),
+        ("lora", [("lora", "lora", "base")]),
+        ("base+lora", [("lora", "lora", "base")]),
+        ("one+lora", [("one", "one", None), ("lora", "lora", "one")]),
+        ("org/a@x+org/b", [("a", "org/a@x", None), ("b", "org/b@None", "a")]),
+        ("one+two", [("one+two", "one+two", None)]),  # a folder of this name is there
     ],
 )
 def test_a_model_may_be_a_path_a_package_file_a_hub_id_or_an_adapter(load, source, expected):
@@ -66,13 +69,13 @@ def test_a_model_may_be_a_path_a_package_file_a_hub_id_or_an_adapter(load, sourc
 
 def test_a_model_that_is_named_twice_is_one_model(load):
     experiment = load({**OURS, "sources": ["one", "base", "one+lora"]})
-    assert models(experiment)[2:] == [("source-3", "lora", "source-1")]
-    assert experiment.fusion.merges[0].sources == ["source-1", "base", "source-3"]
+    assert models(experiment)[2:] == [("lora", "lora", "one")]
+    assert experiment.fusion.merges[0].sources == ["one", "base", "lora"]
 
 
 def test_the_base_may_have_an_adapter_on_it(load):
     experiment = load({**OURS, "base": "one+lora", "sources": ["two"]})
-    assert models(experiment)[:2] == [("base-model", "one", None), ("base", "lora", "base-model")]
+    assert models(experiment)[:2] == [("one", "one", None), ("lora", "lora", "one")]
 
 
 @pytest.mark.parametrize(
@@ -115,18 +118,17 @@ def test_a_mistake_that_every_value_of_a_grid_has_is_said_once(load):
 
 
 def test_a_grid_is_a_merge_a_value(load):
-    experiment = load({**OURS, "method": "sce", "grid": {"select_topk": [0.05, 0.1, 1]}})
+    experiment, grid = load({**OURS, "method": "sce", "grid": {"select_topk": [0.05, 0.1, 1]}}, whole=True)
     merges = experiment.fusion.merges
     assert [m.name for m in merges] == ["select_topk-0.05", "select_topk-0.1", "select_topk-1"]
     assert [m.params for m in merges] == [{"select_topk": value} for value in (0.05, 0.1, 1)]
-    grid = grid_of(experiment)
     assert (grid.parameter, grid.values) == ("select_topk", (0.05, 0.1, 1))
 
 
 def test_mergekits_yaml_is_read_with_what_there_is_to_say_of_it(load):
     experiment = load(THEIRS)
     [merge] = experiment.fusion.merges
-    assert (merge.method, merge.base, merge.sources) == ("sce_mergekit", "base", ["source-1", "source-2"])
+    assert (merge.method, merge.base, merge.sources) == ("sce_mergekit", "base", ["one", "two"])
     assert (merge.params, merge.dtype, merge.tokenizer_of) == ({"select_topk": 0.1}, "bfloat16", "union")
     assert "sce_fusechat" in experiment.notes[0]
 
@@ -142,10 +144,10 @@ def test_mergekits_slices_and_adapters_are_read(load):
     }
     experiment = load(recipe)
     [merge] = experiment.fusion.merges
-    assert merge.sources == ["base", "source-2"]
+    assert merge.sources == ["base", "lora"]
     assert [(s.base, s.sources) for s in merge.slices] == [([0, 2], [[0, 2], None]), ([1, 3], [None, [1, 3]])]
     assert merge.tokenizer_of == "2"
-    assert models(experiment)[1:] == [("source-2-model", "one", None), ("source-2", "lora", "source-2-model")]
+    assert models(experiment)[1:] == [("one", "one", None), ("lora", "lora", "one")]
 
 
 @pytest.mark.parametrize(
