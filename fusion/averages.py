@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fusion.blocks import Group, NotFinite, same
 from fusion.errors import RecipeError
+from fusion.memory import fresh
 from fusion.params import Part, Scale, Switch, Tell, Weights, per_source, silent
 
 _CPU_BLOCK, _GPU_BLOCK = 1 << 16, 1 << 26  # elements, as in fusion.blocks
@@ -205,7 +206,7 @@ def _check(tuned: Sequence[Tensor]) -> None:
 def _weighted(base: Tensor, tuned: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Return Σₖ wₖ θₖ, without a look at θ₀."""
     flat, numel = [source.reshape(-1) for source in tuned], base.numel()
-    merged = torch.empty(numel, dtype=base.dtype, device=base.device)
+    merged = fresh(base)
     size = max(1, min(numel, _CPU_BLOCK if base.device.type == "cpu" else _GPU_BLOCK))
     total, value = torch.empty(size, device=base.device), torch.empty(size, device=base.device)
     for first in range(0, numel, size):

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fusion.errors import FusionError
+from fusion.memory import fresh
 
-_CPU_BLOCK = 1 << 16  # elements: 256 KiB in float32; smaller ones pay for each call, larger ones leave the cache
+_CPU_BLOCK = 1 << 17  # elements: 512 KiB in float32; smaller ones pay for each call, larger ones leave the cache
 _GPU_BLOCK = 1 << 26
 _SAMPLE = 1 << 16  # elements that tell roughly where a threshold lies
 _SURE = 6.0  # standard deviations of the sample's rank; outside them the pass is made again
@@ -43,6 +45,7 @@ class Cut:
 
     threshold: float
     ties: int = 0
+    taken: int = 0  # how many that are
 
 
 class Group:
@@ -58,7 +61,18 @@ class Group:
         most = _CPU_BLOCK if self.device.type == "cpu" else _GPU_BLOCK
         self._size = min(self.numel, max(row, most // row * row))
         self._finite = False
-        self.merged = torch.empty_like(self.base)
+        self._merged: Tensor | None = None
+
+    @property
+    def merged(self) -> Tensor:
+        """The results that were put, flat."""
+        if self._merged is None:
+            self._merged = fresh(self.base)
+        return self._merged
+
+    def again(self) -> None:
+        """Begin another result, and leave the one so far to whoever has it."""
+        self._merged = None
 
     def unchanged(self) -> bool:
         """Tell whether no source changed the tensor."""
@@ -117,31 +131,6 @@ class Group:
                 raise NotFinite(source - 1 if source else None)
 
 
-class Masked:
-    """A group in which the deltas of all elements but those that a cut takes are 0.
-
-    ``taken`` says how many these are, once the blocks were gone through.
-    """
-
-    def __init__(self, group: Group, values: Values, cut: Cut) -> None:
-        self._group, self._values, self._cut = group, values, cut
-        self.numel, self.tuned = group.numel, group.tuned
-        self.put = group.put
-        self.taken = 0
-
-    def blocks(self) -> Iterator[Block]:
-        """Yield the place, θ₀ and the masked δₖ of each block in float32."""
-        taker, taken = Taker(self._cut), 0
-        for place, start, deltas in self._group.blocks():
-            [values] = self._values(start, deltas)
-            mask = taker.mask(values, out=values)
-            taken += int(torch.count_nonzero(mask))
-            for delta in deltas:
-                delta.mul_(mask)
-            yield place, start, deltas
-        self.taken = taken
-
-
 def same(one: Tensor, other: Tensor) -> bool:
     """Tell whether two flat tensors hold equal numbers, whatever their dtypes."""
     for first, last in ((0, min(_CPU_BLOCK, one.numel())), (min(_CPU_BLOCK, one.numel()), one.numel())):
@@ -177,13 +166,16 @@ def cuts(
                 span.add(block)
     wanted = [[count(share, size) for share in given] for size, given in zip(numel, shares, strict=True)]
     return [
-        [span.cut(want) or _whole(group, values, r, want) for span, want in zip(spans[r], wanted[r], strict=True)]
+        [
+            replace(span.cut(want) or _whole(group, values, r, want), taken=want)
+            for span, want in zip(spans[r], wanted[r], strict=True)
+        ]
         for r in range(len(shares))
     ]
 
 
-def top(group: Group, values: Values, shares: Sequence[float], *, of_nonzero: bool = False) -> list[Tensor]:
-    """Return, for each share of the one ranking, the flat indices of its largest values, ascending.
+def top(group: Group, values: Values, shares: Sequence[float], *, of_nonzero: bool = False) -> tuple[Tensor, list[int]]:
+    """Return the flat indices, ascending, of the largest share of the values, and how many elements each share is.
 
     Of equal values the lowest index goes first. A share is of all elements, or of those whose value is not 0.
     """
@@ -203,7 +195,7 @@ def top(group: Group, values: Values, shares: Sequence[float], *, of_nonzero: bo
         index = torch.cat(places)
         places.clear()
         if index.numel() >= max(wanted):
-            return [index.index_select(0, _taken(value, want)) for want in wanted]
+            return index.index_select(0, _taken(value, max(wanted))), wanted
         low = -math.inf  # the sample was misleading, as once in many millions
 
 
@@ -237,15 +229,15 @@ def _guess(
             so_far.append(block.clone())
     found = []
     for blocks, given in zip(ranked, shares, strict=True):
-        sample = torch.cat(blocks).sort(descending=True).values
-        part = float((sample > 0).float().mean()) if of_nonzero else 1.0
+        sample = np.sort(torch.cat(blocks).cpu().numpy())[::-1]
+        part = float(np.count_nonzero(sample)) / len(sample) if of_nonzero else 1.0
         found.append([_between(sample, share * part) for share in given])
     return found
 
 
-def _between(ranked: Tensor, share: float) -> tuple[float, float]:
+def _between(ranked: NDArray[np.float32], share: float) -> tuple[float, float]:
     """Return two values between which the threshold of a share surely lies, by a sample from largest to smallest."""
-    size = ranked.numel()
+    size = len(ranked)
     room = _SURE * math.sqrt(size * share * (1 - share)) + _SURE
     first, last = math.floor(share * size - room), math.ceil(share * size + room)
     high = float(ranked[first]) if first >= 0 else math.inf

@@ -185,12 +185,14 @@ def write_checkpoints(
     *,
     like: Path,
     complete: Callable[[int, Path], None],
+    written: Callable[[Tensor], None] | None = None,
     max_shard_bytes: int = 5 << 30,
 ) -> None:
     """Write a stream of tensors, one for each folder, as checkpoint folders; nothing but the current ones in memory.
 
     Configuration, tokenizer and chat template are those of the checkpoint ``like``. ``complete`` is called with each
-    folder's number and the folder, which has not its name yet, to put in what else belongs there.
+    folder's number and the folder, which has not its name yet, to put in what else belongs there; ``written`` with
+    every tensor that is in its file.
     """
     with ExitStack() as whole:
         works = [whole.enter_context(whole_folder(folder)) for folder in folders]
@@ -199,6 +201,8 @@ def write_checkpoints(
             for name, variants in tensors:
                 for writer, tensor in zip(writers, variants, strict=True):
                     writer.add(name, tensor)
+                for tensor in variants if written else ():
+                    written(tensor)  # type: ignore[misc]
                 del variants, tensor  # or they would be kept until the next are there
         for number, (work, writer) in enumerate(zip(works, writers, strict=True)):
             if not writer.names:

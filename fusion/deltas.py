@@ -251,7 +251,7 @@ def _ranked(
     ]
     results = []
     for one, tell in zip(ranges, tells, strict=True):
-        group.merged = torch.empty_like(group.base)
+        group.again()
         thin = [_between(known, first, last, numel) for known, (first, last) in zip(cut, one, strict=True)]
         results.append(merged(group, thin, mix, tell))
     return results

@@ -117,8 +117,8 @@ def _merge_piece(
 
     start, tuned = _read(piece, planned)
     if not start.is_floating_point():
-        same = (_unanimous(piece, start, tuned, planned),) * len(piece.params)
-        return Merged(piece.name, same, ((),) * len(piece.params))
+        same = _unanimous(piece, start, tuned, planned)
+        return Merged(piece.name, tuple(same.clone() for _ in piece.params), ((),) * len(piece.params))
     dtype = planned.dtype or start.dtype
     heard: list[list[Coefficient]] = [[] for _ in piece.params]
     with _stream(device):

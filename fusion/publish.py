@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fusion.checkpoints import write_checkpoints
 from fusion.errors import CheckpointError
 from fusion.hashes import content_hash
+from fusion.memory import spare
 from fusion.merge import Coefficient, Merged, merge_planned
 from fusion.plan import Plan, plan
 from fusion.recipe import Grid, MergeRecipe
@@ -78,20 +79,21 @@ def merge_to_folders(
         (folder / "README.md").write_text(_card(title, told, heard[number], names), encoding="utf-8")
 
     stream = map(hear, merge_planned(planned, seed=recipe.seed, on_tensor=on_tensor, device=device))
-    write_checkpoints(stream, list(titles), like=recipe.base, complete=complete)
+    write_checkpoints(stream, list(titles), like=recipe.base, complete=complete, written=spare)
 
 
 def read_coefficients(folder: Path) -> list[tuple[str, str | None, str, float]]:
     """Return (tensor, source's title or None, coefficient's name, value) of a merged checkpoint, if it has them."""
-    import pyarrow.parquet
+    import duckdb
 
     if not (file := folder / COEFFICIENTS).is_file():
         return []
     try:
-        columns = pyarrow.parquet.read_table(file).to_pydict()
-        return list(zip(*(columns[name] for name in ("tensor", "source", "coefficient", "value")), strict=True))
-    except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are ValueErrors
-        raise CheckpointError(f"{file} cannot be read ({error}); remove the checkpoint and merge again") from error
+        rows = duckdb.execute("SELECT tensor, source, coefficient, value FROM read_parquet(?)", [str(file)]).fetchall()
+    except duckdb.Error as error:
+        why = str(error).splitlines()[0]
+        raise CheckpointError(f"{file} cannot be read ({why}); remove the checkpoint and merge again") from error
+    return [(tensor, source, name, value) for tensor, source, name, value in rows]
 
 
 def _provenance(recipe: MergeRecipe) -> dict[str, object]:
@@ -128,22 +130,21 @@ def _change_config(folder: Path, changed: Mapping[str, Any]) -> None:
 
 
 def _write_coefficients(coefficients: Sequence[Coefficient], names: Sequence[str], folder: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
+    import duckdb  # and not pyarrow, whose first use imports pandas
 
-    schema = pyarrow.schema(
-        [("tensor", "string"), ("source", "string"), ("coefficient", "string"), ("value", "double")]
-    )
-    rows = [
-        {
-            "tensor": c.tensor,
-            "source": None if c.source is None else names[c.source],
-            "coefficient": c.name,
-            "value": c.value,
-        }
-        for c in coefficients
+    columns = [
+        [c.tensor for c in coefficients],
+        [None if c.source is None else names[c.source] for c in coefficients],
+        [c.name for c in coefficients],
+        [c.value for c in coefficients],
     ]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), folder / COEFFICIENTS)
+    with duckdb.connect() as database:
+        database.execute(
+            "CREATE TABLE told AS SELECT unnest(?::VARCHAR[]) AS tensor, unnest(?::VARCHAR[]) AS source, "
+            "unnest(?::VARCHAR[]) AS coefficient, unnest(?::DOUBLE[]) AS value",
+            columns,
+        )
+        database.execute(f"COPY told TO '{str(folder / COEFFICIENTS).replace(chr(39), 2 * chr(39))}' (FORMAT parquet)")
 
 
 def _card(title: str, told: Mapping[str, Any], coefficients: Sequence[Coefficient], names: Sequence[str]) -> str:
