@@ -19,7 +19,7 @@ from torch import Tensor
 from fusion.errors import FusionError
 from fusion.memory import fresh
 
-_CPU_BLOCK = 1 << 17  # elements: 512 KiB in float32; smaller ones pay for each call, larger ones leave the cache
+_CPU_BLOCK = 1 << 18  # elements: 1 MiB in float32; smaller ones pay for each call, larger ones leave the cache
 _GPU_BLOCK = 1 << 26
 _SAMPLE = 1 << 16  # elements that tell roughly where a threshold lies
 _SURE = 6.0  # standard deviations of the sample's rank; outside them the pass is made again
@@ -90,16 +90,20 @@ class Group:
         """Yield the place, θ₀ and the δₖ = θₖ − θ₀ of each block in float32; they are overwritten by the next."""
         start = torch.empty(self._size, device=self.device)
         deltas = [torch.empty_like(start) for _ in self.tuned]
-        for first in range(0, self.numel, max(self._size, 1)):
-            place = slice(first, min(first + self._size, self.numel))
-            if (length := place.stop - place.start) < start.numel():
+        first = 0
+        parts = (torch.split(tensor, max(self._size, 1)) for tensor in (self.base, *self.tuned))
+        for base, *tuned in zip(*parts, strict=True):
+            if (length := base.numel()) < start.numel():
                 start, deltas = start[:length], [delta[:length] for delta in deltas]
-            start.copy_(self.base[place])
-            for delta, source in zip(deltas, self.tuned, strict=True):
-                delta.copy_(source[place], non_blocking=True).sub_(start)
+            if not length:
+                break  # of an empty tensor
+            # One call for all sources: threads that come back to Python for each would wait for one another.
+            torch._foreach_copy_([start, *deltas], [base, *tuned], non_blocking=True)
+            torch._foreach_sub_(deltas, [start] * len(deltas))
             if not self._finite:
                 self._check(start, deltas)
-            yield place, start, deltas
+            yield slice(first, first + length), start, deltas
+            first += length
         self._finite = True
 
     def put(self, place: slice, values: Tensor) -> None:
@@ -121,10 +125,7 @@ class Group:
 
     def _check(self, start: Tensor, deltas: Sequence[Tensor]) -> None:
         # A NaN or infinity in any element shows in the sum; a sum may overflow without one, so the elements decide.
-        total = start.sum()
-        for delta in deltas:
-            total = total + delta.sum()
-        if math.isfinite(total.item()):
+        if math.isfinite(sum(block.sum() for block in (start, *deltas)).item()):  # type: ignore[union-attr]
             return
         for source, values in enumerate((start, *deltas)):
             if not values.isfinite().all():
@@ -195,7 +196,7 @@ def top(group: Group, values: Values, shares: Sequence[float], *, of_nonzero: bo
         index = torch.cat(places)
         places.clear()
         if index.numel() >= max(wanted):
-            return index.index_select(0, _taken(value, max(wanted))), wanted
+            return _compressed(index, _taken(value, max(wanted))), wanted
         low = -math.inf  # the sample was misleading, as once in many millions
 
 
@@ -246,9 +247,12 @@ def _between(ranked: NDArray[np.float32], share: float) -> tuple[float, float]:
 
 
 def _at_least(block: Tensor, low: float) -> Tensor:
-    if block.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(block.numpy() >= low))
-    return (block >= low).nonzero().squeeze(1)
+    return _places(block.numpy() >= low if block.device.type == "cpu" else block >= low)
+
+
+def _places(mask: Any) -> Tensor:
+    """Return where a mask of numpy or torch is true."""
+    return mask.nonzero().squeeze(1) if isinstance(mask, Tensor) else torch.from_numpy(np.flatnonzero(mask))
 
 
 class _Span:
@@ -272,7 +276,7 @@ class _Span:
             inside = values > self._low
             self._from_low += _true(values >= self._low)
             inside &= ~from_high
-            self._between.append(torch.as_tensor(values[inside]))
+            self._between.append(block.index_select(0, _places(inside)))
 
     def cut(self, want: int) -> Cut | None:
         """Return the cut that takes the ``want`` largest; None if it does not lie here."""
@@ -311,14 +315,20 @@ def _whole(group: Group, values: Values, ranking: int, want: int) -> Cut:
 
 
 def _taken(values: Tensor, want: int) -> Tensor:
-    """Return, ascending, the places of the ``want`` largest values; of equal ones the first."""
+    """Return where the ``want`` largest values are, as a mask; of equal ones the first."""
     if want == 0:
-        return torch.empty(0, dtype=torch.long, device=values.device)
+        return torch.zeros_like(values, dtype=torch.bool)
     threshold = _kth_largest(values, want)
     chosen = values > threshold
     ties = (values == threshold).nonzero().squeeze(1)
     chosen[ties[: want - int(chosen.sum())]] = True
-    return chosen.nonzero().squeeze(1)
+    return chosen
+
+
+def _compressed(index: Tensor, mask: Tensor) -> Tensor:
+    if index.device.type == "cpu":  # torch would make the mask a list of 64-bit indices first
+        return torch.from_numpy(index.numpy()[mask.numpy()])
+    return index[mask]
 
 
 def _kth_largest(values: Tensor, k: int) -> float:

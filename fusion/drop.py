@@ -17,6 +17,7 @@ from torch import Tensor
 from fusion.blocks import Group
 
 ONE = 1 << 16  # the keep probability 1
+_LAST = 2**64 - 1
 _PER_DRAW = 4  # 16-bit numbers in one of the generator's
 _ROWS = 1 << 22  # elements that are ranked at once, or one row if it has more
 
@@ -43,7 +44,7 @@ class Drop:
     """
 
     def __init__(self, seed: int, source: int, keep: Keep, *, inverse: bool = False, remember: bool = False) -> None:
-        self._bits = np.random.SFC64(np.random.SeedSequence([seed, source]))
+        self._random = np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, source])))
         self._keep, self._inverse, self._remember = keep, inverse, remember
         self._left = np.empty(0, np.uint16)  # numbers drawn but not used yet
         self._masks: list[npt.NDArray[np.uint8]] = []
@@ -71,7 +72,8 @@ class Drop:
 
     def _numbers(self, size: int) -> npt.NDArray[np.uint16]:
         draws = -(-max(0, size - self._left.size) // _PER_DRAW)
-        numbers = self._bits.random_raw(draws).view(np.uint16)
+        # The generator's numbers as they are; random_raw, which gives the same, would block other threads.
+        numbers = self._random.integers(0, _LAST, size=draws, dtype=np.uint64, endpoint=True).view(np.uint16)
         if self._left.size:
             numbers = np.concatenate([self._left, numbers])
         self._left = numbers[size:]

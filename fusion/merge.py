@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-_LEAST_IN_FLIGHT = 1 << 24  # elements for each worker; one larger tensor at a time is always let through
+_IN_FLIGHT = 1 << 26  # elements for each further worker, beside one tensor of the largest
 _GPU_WORKERS = 3  # one copies in, one computes, one copies out
 
 
@@ -56,7 +56,7 @@ def merge(
     on_coefficient: Callable[[Coefficient], None] | None = None,
     device: str | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield every merged tensor of the model, in the base's order; ``on_tensor`` hears (done, total) after each.
+    """Yield every merged tensor of the model; ``on_tensor`` hears (done, total) after each.
 
     ``device`` computes: by default a GPU if there is one. Everything that can be wrong with the recipe or the
     models' shapes is raised before the first tensor is read.
@@ -97,7 +97,7 @@ def merge_planned(
 
 
 def _in_order(planned: Plan, pieces: Sequence[Piece], work: Callable[[Piece], R], workers: int) -> Iterator[R]:
-    most = max(max((piece.numel for piece in pieces), default=0), workers * _LEAST_IN_FLIGHT)
+    most = max((piece.numel for piece in pieces), default=0) + (workers - 1) * _IN_FLIGHT
 
     def ahead(piece: Piece) -> None:
         for model, stored in ((planned.base, piece.base), *((planned.sources[k], name) for k, name in piece.sources)):

@@ -114,7 +114,7 @@ def _add(group: Group, blocks: Iterator[Block], mix: Mix) -> list[int]:
     kept = [0] * len(mix.weights)
     for place, start, deltas in blocks:
         for k, delta in enumerate(deltas):
-            kept[k] += _nonzeros(delta)
+            kept[k] += int(torch.count_nonzero(delta))
         total = deltas[0].mul_(first)
         for delta, coefficient in zip(deltas[1:], others, strict=True):
             total.add_(delta, alpha=coefficient)
@@ -132,16 +132,16 @@ def _elect(group: Group, blocks: Iterator[Block], mix: Mix) -> tuple[list[int], 
             total.add_(delta, alpha=factor)
         # ±1; the sum is -0 only where nothing is left to elect from, since x - x is +0
         elected = torch.copysign(torch.ones_like(total), total)
-        update = torch.zeros_like(start)
+        update, agrees = torch.zeros_like(start), torch.empty_like(start)
         divisor = torch.zeros_like(start) if mix.normalize else None
         for k, (delta, factor) in enumerate(zip(deltas, factors, strict=True)):
             delta.mul_(elected if factor > 0 else -elected)  # now above 0 where it agrees, below where it does not
             update.add_(delta.clamp_(min=0.0), alpha=abs(factor))
-            kept[k] += _nonzeros(delta)
+            kept[k] += int(torch.gt(delta, 0, out=agrees).sum(dtype=torch.float64))
             if divisor is not None:
-                divisor.add_(torch.gt(delta, 0, out=delta), alpha=mix.weights[k])
+                divisor.add_(agrees, alpha=mix.weights[k])
         # Without a conflict both are the same sum, rounded alike. A delta that rounding swallows is no conflict.
-        conflict += _nonzeros(total.abs_().sub_(update))
+        conflict += int(torch.count_nonzero(total.abs_().sub_(update)))
         if divisor is not None:
             update.div_(_divisible(divisor, mix.weights))
         group.put(place, start.addcmul_(update, elected, value=mix.scale))
@@ -153,12 +153,6 @@ def _divisible(divisor: Tensor, weights: Sequence[float]) -> Tensor:
     if (least := min(weights)) > 0:  # nothing is divided there, and this is faster
         return divisor.clamp_(min=least)
     return divisor.masked_fill_(divisor == 0, 1.0)
-
-
-def _nonzeros(values: Tensor) -> int:
-    if values.device.type == "cpu":  # several times as fast as torch.count_nonzero
-        return int(np.count_nonzero(values.numpy() != 0))
-    return int(torch.count_nonzero(values))
 
 
 def _equal(values: Tensor, one: float) -> int:

@@ -6,7 +6,8 @@ Everything that can be wrong with a recipe or with the models' shapes is found h
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # The output layer and the input embedding that it is the same as, where config.json says tie_word_embeddings.
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _MOST_LISTED = 10
+_LARGE = 1 << 25  # elements of a tensor
 
 Source = Checkpoint | Adapted
 
@@ -80,7 +82,7 @@ def plan(recipe: MergeRecipe, grid: Grid | None = None) -> Plan:
     return Plan(
         base,
         sources,
-        _pieces(recipe, given, base, slices, places),
+        tuple(_spread(_pieces(recipe, given, base, slices, places))),
         vocabulary,
         None if recipe.dtype is None else getattr(torch, recipe.dtype),
         _layer_config(base, slices) if recipe.slices else {},
@@ -177,6 +179,22 @@ def _pieces(
         )
         for name, place in places.items()
     )
+
+
+def _spread(pieces: Sequence[Piece]) -> Iterator[Piece]:
+    """Yield the pieces so that after a large one come others of as many elements, to be merged beside it.
+
+    Two large ones, as embedding and head are, would take twice the memory at the same time.
+    """
+    large = deque(piece for piece in pieces if piece.numel > _LARGE)
+    others = deque(piece for piece in pieces if piece.numel <= _LARGE)
+    while large:
+        beside = large[0].numel
+        yield large.popleft()
+        while others and beside > 0:
+            beside -= others[0].numel
+            yield others.popleft()
+    yield from others
 
 
 def _settled(

@@ -48,7 +48,7 @@ def cores() -> int:
 
 
 def _room(flying: deque[tuple[int, Future[R]]], more: int, most: int, workers: int) -> bool:
-    return sum(size for size, _ in flying) + more <= most and len(flying) < 2 * workers
+    return sum(size for size, _ in flying) + more <= most and len(flying) < 4 * workers
 
 
 def _one_thread() -> None:

@@ -141,14 +141,10 @@ def _selections(whole: Group, shares: Sequence[float], *, of_nonzero: bool) -> l
     if few:
         index, wanted = top(whole, _variance, [shares[number] for number in few], of_nonzero=of_nonzero)
         part = whole.at(index)
-        [ends] = cuts(part, _variance, [[want / max(part.numel, 1) for want in wanted]])
-        found.append(
-            _Selection(
-                part,
-                index,
-                {number: None if cut.taken == part.numel else cut for number, cut in zip(few, ends, strict=True)},
-            )
-        )
+        inside: dict[int, Cut | None] = dict.fromkeys(few)
+        if less := {number: want / part.numel for number, want in zip(few, wanted, strict=True) if want < part.numel}:
+            inside |= dict(zip(less, cuts(part, _variance, [list(less.values())])[0], strict=True))
+        found.append(_Selection(part, index, inside))
     if many:
         [ends] = cuts(whole, _variance, [[shares[number] for number in many]], of_nonzero=of_nonzero)
         rest |= dict(zip(many, ends, strict=True))

@@ -61,6 +61,89 @@ def test_a_merge_recipe_becomes_a_checkpoint_with_its_recipe(tmp_path):
     assert (code, "is there already" in err) == (2, True)
 
 
+@pytest.fixture
+def kitchen(tmp_path):
+    """Three checkpoints of two layers, and a way to write a recipe file."""
+    for name, value in (("base", 0.0), ("one", 1.0), ("two", 3.0)):
+        checkpoint(tmp_path / name, value)
+        tensors = {f"model.layers.{i}.w": torch.full((2, 2), value + i) for i in range(2)}
+        save_file(tensors, tmp_path / name / "model.safetensors")
+
+    def write(file, **recipe):
+        (tmp_path / file).write_text(yaml.safe_dump(recipe, sort_keys=False))
+        return tmp_path
+
+    return write
+
+
+def stored(folder):
+    with duckdb.connect(str(folder / "fuseval.duckdb"), read_only=True) as connection:
+        query = "SELECT model_name, layer, source_name, name, round(value, 6) FROM coefficients_wide"
+        return connection.execute(query).fetchall()
+
+
+ETAS = [("sce", layer, source, "eta", value) for layer in (0, 1) for source, value in (("one", 0.1), ("two", 0.9))]
+
+
+def test_a_merge_stores_what_it_used_in_the_ledger_that_is_named(kitchen):
+    folder = kitchen("r.yaml", method="sce", base="base", sources=["one", "two"], params={"select_topk": 0.5})
+    code, out, err = fuseval(folder, "merge", "r.yaml", "-o", "sce", "--ledger", "fuseval.duckdb", "--json")
+    assert code == 0, err
+    assert [row for row in stored(folder) if row[3] == "eta"] == ETAS
+    assert [row for row in stored(folder) if row[2] is None] == [("sce", i, None, "selected", 0.5) for i in (0, 1)]
+    assert {"merge": "sce", "coefficient": "eta", "source": "two", "mean": 0.9} in json.loads(out)
+    code, _, err = fuseval(folder, "merge", "r.yaml", "-o", "again", "--ledger", "fuseval.duckdb")
+    assert (code, len(stored(folder))) == (0, 6), err  # the very same model
+
+
+def test_the_fuse_stage_makes_an_experiments_merges_and_stores_what_they_used(kitchen):
+    models = [{"name": name, "path": name} for name in ("base", "one", "two")]
+    merge = {"name": "sce", "method": "sce", "base": "base", "sources": ["one", "two"], "params": {"select_topk": 0.5}}
+    folder = kitchen("run.yaml", models=models, fusion={"merges": [merge]}, benchmarks=["starter"])
+    for _ in range(2):
+        code, _, err = fuseval(folder, "fuse", "run.yaml")
+        assert code == 0, err
+        assert [row for row in stored(folder) if row[3] == "eta"] == ETAS
+
+
+def test_a_grid_writes_a_folder_a_value_and_prints_what_each_used(kitchen):
+    folder = kitchen("r.yaml", method="sce", base="base", sources=["one", "two"], grid={"select_topk": [0.25, 1]})
+    code, out, err = fuseval(folder, "merge", "r.yaml", "-o", "grid")
+    assert code == 0, err
+    assert sorted(path.name for path in (folder / "grid").iterdir()) == ["select_topk-0.25", "select_topk-1"]
+    few, whole = (load_file(folder / "grid" / f"select_topk-{value}" / "model.safetensors") for value in ("0.25", "1"))
+    assert (few["model.layers.0.w"] != 0).sum() == 1
+    assert (whole["model.layers.0.w"] != 0).all()
+    for cell in ("select_topk-0.25", "selected", "all together", "0.9"):
+        assert cell in out
+
+
+def test_mergekits_yaml_runs_as_it_is_and_says_which_sce_it_is(kitchen):
+    models = [{"model": name} for name in ("base", "one", "two")]
+    recipe = {"merge_method": "sce", "base_model": "base", "parameters": {"select_topk": 0.5}, "dtype": "bfloat16"}
+    folder = kitchen("mergekit.yaml", models=models, **recipe)
+    code, _, err = fuseval(folder, "merge", "mergekit.yaml", "-o", "merged")
+    assert code == 0, err
+    assert "read as sce_mergekit" in err
+    assert "write merge_method: sce_fusechat" in err
+    told = json.loads((folder / "merged" / "recipe.json").read_text())
+    assert (told["method"], told["params"], told["dtype"]) == ("sce_mergekit", {"select_topk": 0.5}, "bfloat16")
+
+
+def test_mergekits_slices_stack_layers_and_the_config_counts_them(kitchen):
+    slices = [
+        {"sources": [{"model": name, "layer_range": layers}]} for name, layers in (("one", [0, 2]), ("two", [1, 2]))
+    ]
+    folder = kitchen("mergekit.yaml", slices=slices, merge_method="passthrough")
+    code, _, err = fuseval(folder, "merge", "mergekit.yaml", "-o", "merged")
+    assert code == 0, err
+    tensors = load_file(folder / "merged" / "model.safetensors")
+    assert {name: tensor[0, 0].item() for name, tensor in tensors.items()} == {
+        f"model.layers.{i}.w": value for i, value in enumerate((1, 2, 4))
+    }
+    assert json.loads((folder / "merged" / "config.json").read_text())["num_hidden_layers"] == 3
+
+
 def test_scoring_a_ledger_again_asks_no_model_and_prints_the_contract(ledger):
     code, out, err = fuseval(ledger, "score", "--json")
     assert code == 0, err

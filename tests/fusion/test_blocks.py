@@ -188,7 +188,7 @@ def test_blocks_hold_the_base_and_the_differences_in_order(dtype: torch.dtype, n
 
 @pytest.mark.parametrize("row", [1, 3, 1000, BLOCK, BLOCK + 1])
 def test_blocks_hold_whole_rows(row: int):
-    places = [place for place, _, _ in Group(torch.zeros(150 * row), [], row=row).blocks()][:20]
+    places = [place for place, _, _ in Group(torch.zeros(150 * row), [torch.zeros(150 * row)], row=row).blocks()][:20]
     assert all(place.start % row == 0 and place.stop % row == 0 for place in places)
     assert all(before.stop == after.start for before, after in itertools.pairwise(places))
 
