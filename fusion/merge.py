@@ -7,6 +7,7 @@ compute some and the caller takes the finished ones in order. Memory holds a few
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def merge_planned(
     energies = _energies(planned, workers)
 
     def work(piece: Piece) -> Merged:
-        return _merge_piece(piece, planned, place, seed, energies.get(piece.name, {}))
+        return _merge_piece(piece, planned, place, seed, energies.get(piece.name) or [{}] * len(piece.params))
 
     total = len(planned.pieces)
     stream = _in_order(planned, planned.pieces, work, workers)
@@ -108,7 +109,7 @@ def _in_order(planned: Plan, pieces: Sequence[Piece], work: Callable[[Piece], R]
 
 
 def _merge_piece(
-    piece: Piece, planned: Plan, device: torch.device, seed: int, energies: Mapping[str, object]
+    piece: Piece, planned: Plan, device: torch.device, seed: int, more: Sequence[Mapping[str, object]]
 ) -> Merged:
     """Read one tensor of every model and merge it, in all its variants."""
     import torch
@@ -126,7 +127,8 @@ def _merge_piece(
         if dtype != start.dtype:
             start = start.float()  # rounded once, at the end
         given = [
-            {**params, **energies, "tell": _ear(piece, into)} for params, into in zip(piece.params, heard, strict=True)
+            {**params, **arguments, "tell": _ear(piece, into)}
+            for params, arguments, into in zip(piece.params, more, heard, strict=True)
         ]
         try:
             merged = _variants(piece, start, tuned, given, seed=_seed(seed, piece.name))
@@ -208,35 +210,43 @@ def _fetched(tensor: Tensor) -> Tensor:
     return result.copy_(tensor, non_blocking=True)
 
 
-def _energies(planned: Plan, workers: int) -> dict[str, dict[str, object]]:
+def _energies(planned: Plan, workers: int) -> dict[str, list[dict[str, object]]]:
     """Return, for tensors that VaRM weighs by their layer or by the model, Σ δ² of each source over that group.
 
-    It takes a pass over those tensors of its own, before the first is merged.
+    It is an argument more for each variant, and takes a pass over those tensors of its own before the first is merged.
     """
     from fusion.averages import energies
+    from fusion.blocks import NotFinite
 
-    groups = {piece.name: group for piece in planned.pieces if (group := _group(piece)) is not None}
-    wanted = [piece for piece in planned.pieces if piece.name in groups]
-    sums: dict[str, dict[int, float]] = {}
+    groups = {piece.name: [_group(piece, params) for params in piece.params] for piece in planned.pieces}
+    wanted = [piece for piece in planned.pieces if any(groups[piece.name])]
+    sums: dict[tuple[str, int], float] = defaultdict(float)  # by group and source
 
     def work(piece: Piece) -> tuple[Piece, list[float]]:
-        return piece, energies(*_read(piece, planned))
+        try:
+            return piece, energies(*_read(piece, planned))
+        except NotFinite:
+            raise _not_finite(piece, planned) from None
 
     for piece, found in _in_order(planned, wanted, work, workers) if wanted else ():
-        total = sums.setdefault(groups[piece.name], {})
-        for (source, _), energy in zip(piece.sources, found, strict=True):
-            total[source] = total.get(source, 0.0) + energy
+        for group in {group for group in groups[piece.name] if group}:
+            for (source, _), energy in zip(piece.sources, found, strict=True):
+                sums[group, source] += energy
     return {
-        piece.name: {"energies": [sums[groups[piece.name]][source] for source, _ in piece.sources]} for piece in wanted
+        piece.name: [
+            {"energies": [sums[group, source] for source, _ in piece.sources]} if group else {}
+            for group in groups[piece.name]
+        ]
+        for piece in wanted
     }
 
 
-def _group(piece: Piece) -> str | None:
-    granularity = piece.params[0].get("granularity")
-    if granularity == "model":
-        return ""
+def _group(piece: Piece, params: Mapping[str, object]) -> str | None:
+    """Return the name of the tensors that a tensor is weighed together with; None: it is weighed alone."""
     layer = layer_of(piece.name)
-    return (piece.name if layer is None else f"layer {layer}") if granularity == "layer" else None
+    if params.get("granularity") == "layer":
+        return f"tensor {piece.name}" if layer is None else f"layer {layer}"
+    return "the model" if params.get("granularity") == "model" else None
 
 
 def _unanimous(piece: Piece, start: Tensor, tuned: Sequence[Tensor], planned: Plan) -> Tensor:

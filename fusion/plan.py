@@ -74,8 +74,8 @@ def plan(recipe: MergeRecipe, grid: Grid | None = None) -> Plan:
             check_settings(recipe.method, {**recipe.params, **more}, sources=len(recipe.sources))
     base = Checkpoint(recipe.base)
     sources = tuple(_open(path, base) for path in recipe.sources)
+    _check_slices(recipe.slices, base, sources)
     slices = recipe.slices or (_all_layers(base, len(sources)),)
-    _check_slices(slices, base, sources)
     vocabulary = plan_vocabulary(base, sources, recipe.tokenizer)
     places = _places(base, sources, slices)
     _check_models(base, sources, places, fitted=vocabulary is not None, whole=not recipe.slices)
@@ -137,7 +137,7 @@ def _places(base: Checkpoint, sources: Sequence[Source], slices: Sequence[Slice]
             continue
         layer = layer_of(name)
         if layer is None:
-            number = 0 if name == _EMBEDDING else len(slices) - 1
+            number = len(slices) - 1 if depth_of(name, 1) else 0
             some = [k for k, given in enumerate(slices[number].sources) if given is not None]
             stored = tuple((k, _stored_as(sources[k], name)) for k in some)
             found[name] = _Place(number, name, stored, depth_of(name, 1))

@@ -1,4 +1,6 @@
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,3 +126,13 @@ def test_the_order_of_globs_counts_and_the_name_does_not(place):
 def test_a_tokenizer_is_the_same_by_name_and_by_number(place):
     by_name, by_number = (candidates(place, soup(tokenizer=given))["m"].id for given in ("two", 2))
     assert by_name == by_number
+
+
+@pytest.mark.parametrize("name", ["merge", "merge-grid"])
+def test_the_examples_merge_models_that_are_where_they_say(place, name):
+    for example, model in (("base", "base"), ("chat", "one"), ("math", "two")):
+        shutil.copytree(place / model, place / "models" / example)
+    recipe = (Path(__file__).parents[2] / "examples" / f"{name}.yaml").read_text(encoding="utf-8")
+    _, merged = merge(place, yaml.safe_load(recipe))
+    assert len(merged) == (4 if name == "merge-grid" else 1)
+    assert all(mean_coefficients(merged))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -36,12 +37,13 @@ def nudged(model: Path, folder: Path, *, seed: int, share: float) -> Path:
 def merged(smollm2: Path, tmp_path_factory) -> dict[str, Path]:
     """Return the merges of two variants of SmolLM2-135M-Instruct by their methods."""
     place = tmp_path_factory.mktemp("merged")
-    one, two = (nudged(smollm2, place / str(seed), seed=seed, share=0.01 * seed) for seed in (1, 2))
+    one, two = (nudged(smollm2, place / str(seed), seed=seed, share=0.003 * seed) for seed in (1, 2))
     for method, params in METHODS.items():
         merge_to_folder(MergeRecipe(method, smollm2, (one, two), params), place / method, title=method)
     return {method: place / method for method in METHODS}
 
 
+@functools.cache
 def next_tokens(folder: Path) -> torch.Tensor:
     """Return transformers' log-probabilities of the token after the question."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
