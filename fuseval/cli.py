@@ -10,7 +10,7 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -119,12 +119,11 @@ def merge(
             raise ConfigError(f"{output} is there already: name a new folder with -o, or remove it")
         experiment, grid = load_merge(recipe, name=output.name if NAME.fullmatch(output.name) else "merged")
         say(*experiment.notes, style="yellow")
-        with stages() as watch:
+        with _storing_merges(experiment, ledger) as kept, stages() as watch:
             output = output.absolute()
             models = merge_recipe(experiment, grid, output, beside=recipe.parent, cache=_cache(), watch=watch)
+            kept.update(models)
         made = [models[merged.name] for merged in experiment.fusion.merges]
-        if ledger is not None:
-            _store_merges(models, experiment, ledger)
     show(mean_coefficients(made), as_json=as_json, title="Mean over the tensors")
     say(*(f"checkpoint: {candidate.folder}" for candidate in made))
 
@@ -314,18 +313,28 @@ def _experiment(
                 opened.end_run(run_id, outcome=outcome)
 
 
-def _store_merges(models: Mapping[str, Candidate], experiment: Experiment, path: Path) -> None:
-    """Store merged models and their coefficients, as a run of its own."""
+@contextlib.contextmanager
+def _storing_merges(experiment: Experiment, path: Path | None) -> Iterator[dict[str, Candidate]]:
+    """Open the ledger before anything is merged, and store then the models put here and their coefficients."""
     from fuseval.models import merge_coefficients
     from fuseval.scoring import versions
     from results.store import Ledger
 
+    models: dict[str, Candidate] = {}
+    if path is None:
+        yield models
+        return
     with Ledger.open(path) as opened:
         run_id = opened.start_run(command="merge", experiment=experiment.model_dump_json(), versions=versions())
-        opened.add(*(candidate.model for candidate in models.values()))
-        for candidate in models.values():
-            opened.add(*merge_coefficients(candidate, models))
-        opened.end_run(run_id, outcome="done")
+        outcome = "failed"
+        try:
+            yield models
+            opened.add(*(candidate.model for candidate in models.values()))
+            for candidate in models.values():
+                opened.add(*merge_coefficients(candidate))
+            outcome = "done"
+        finally:
+            opened.end_run(run_id, outcome=outcome)
 
 
 @contextlib.contextmanager

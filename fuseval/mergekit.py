@@ -174,7 +174,7 @@ def _value(value: Any, text: str | None) -> Any:
     if not isinstance(value, list) or value[0] == value[-1] or (text and re.search("att|mlp", text)):
         return value
     # Of a gradient, what lies in no layer gets the first value in mergekit: the final norm and output layer too.
-    return {"*{layers,h,blocks}.[0-9]*": value, "*": value[0]}
+    return {"*{layer,layers,h,block,blocks}.[0-9]*": value, "*": value[0]}
 
 
 def _dtype(given: Mapping[str, Any]) -> str | None:

@@ -22,7 +22,8 @@ def merge_recipe(
     models = resolve(experiment, beside=beside, cache=cache)
     names = [merge.name for merge in experiment.fusion.merges]
     for name in names:
-        models[name] = replace(models[name], folder=output / name if grid else output)
+        folder = output / name if grid else output
+        models[name] = replace(models[name], folder=folder, model=replace(models[name].model, source=str(folder)))
     for name in dict.fromkeys(needed for merged in names for needed in inputs(models[merged], models)):
         make(models[name], models, watch=watch)
     merge_weights([models[name] for name in names], models, watch=watch, grid=grid)

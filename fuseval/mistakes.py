@@ -120,6 +120,8 @@ def _wrong_merge(merge: Merge) -> Iterator[tuple[str, str]]:
             yield "tokenizer", f"no tokenizer is called {merge.tokenizer!r}; there are {', '.join(known)}.{more}"
     elif not 1 <= int(merge.tokenizer_of) <= len(merge.sources):
         yield "tokenizer", f"there is no source {merge.tokenizer_of}; there are {len(merge.sources)}, from 1"
+    if twice := sorted({name for name in merge.sources if merge.sources.count(name) > 1}):
+        yield "sources", f"{twice[0]!r} is there twice; name it once, with the sum of its weights"
     try:
         check_method(merge.method)
     except RecipeError as error:

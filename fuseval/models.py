@@ -105,14 +105,17 @@ def training_points(candidate: Candidate) -> tuple[TrainingPoint, ...]:
     return tuple(TrainingPoint(candidate.id, s.step, s.loss, s.learning_rate, s.tokens) for s in steps)
 
 
-def merge_coefficients(candidate: Candidate, models: Mapping[str, Candidate]) -> tuple[Coefficient, ...]:
+def merge_coefficients(candidate: Candidate) -> tuple[Coefficient, ...]:
     """Return what the merge that made the candidate used of every tensor; nothing for other models, or not yet."""
     if not candidate.merge or candidate.folder is None or not candidate.folder.exists():
         return ()
     from fusion.publish import read_coefficients
 
+    # By the titles that the models had when it was made.
+    told = json.loads((candidate.folder / "recipe.json").read_text(encoding="utf-8"))["sources"]
+
     def identity(source: str | None) -> str | None:
-        return models[source].id if source is not None else None
+        return told[source] if source is not None else None
 
     found = read_coefficients(candidate.folder)
     return tuple(
@@ -193,9 +196,12 @@ def _sft_params(target: Target) -> dict[str, object]:
 
 
 def _merge(merge: Merge, known: Mapping[str, Candidate], *, folder: Path) -> Candidate:
+    from fusion.recipe import VERSION
+
     recipe = {
         "kind": "merge",
         "method": ordered(merge.method),
+        "version": VERSION,
         "params": {name: ordered(setting) for name, setting in merge.params.items()},
         "dtype": merge.dtype,
         "tokenizer": merge.tokenizer_of,

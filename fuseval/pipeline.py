@@ -121,7 +121,7 @@ def fuse(run: Run, candidates: Iterable[Candidate]) -> None:
     merged = run.ledger.merged()
     for candidate in run.models.values():
         if candidate.id not in merged:
-            run.ledger.add(*merge_coefficients(candidate, run.models))
+            run.ledger.add(*merge_coefficients(candidate))
 
 
 def answer_all(run: Run) -> None:

@@ -15,12 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fusion.blocks import Group, NotFinite, same
-from fusion.errors import RecipeError
+from fusion.blocks import Group, NotFinite, block_size, same
 from fusion.memory import fresh
-from fusion.params import Part, Scale, Switch, Tell, Weights, per_source, silent
+from fusion.params import Part, Scale, Switch, Tell, Weights, per_source, shares_of, silent
 
-_CPU_BLOCK, _GPU_BLOCK = 1 << 16, 1 << 26  # elements, as in fusion.blocks
 _PARALLEL = 0.9995  # above this |cos|, mergekit's slerp interpolates linearly
 _EPS = 1e-8  # added to norms, or the least one, as in mergekit
 _OPPOSITE = 1e-6  # a mean direction as short as float32's rounding has no direction
@@ -176,15 +174,7 @@ def energies(base: Tensor, tuned: Sequence[Tensor]) -> list[float]:
 
 def _weights(weights: float | Sequence[float], sources: int, *, normalize: bool) -> list[float]:
     chosen = per_source(weights, sources)
-    if not normalize:
-        return chosen
-    total = math.fsum(chosen)
-    if abs(total) <= 1e-12 * math.fsum(map(abs, chosen)):
-        raise RecipeError(
-            f"'weights' are {chosen!r} and sum to 0, by which normalize would divide; change them, or set normalize "
-            "to false"
-        )
-    return [w / total for w in chosen]
+    return shares_of(chosen) if normalize else chosen
 
 
 def _agree(tuned: Sequence[Tensor]) -> bool:
@@ -194,7 +184,7 @@ def _agree(tuned: Sequence[Tensor]) -> bool:
 def _copy(base: Tensor, source: Tensor) -> Tensor:
     """Return the source in the base's dtype, without rounding where it has it."""
     _check([source])
-    return source.to(dtype=base.dtype, device=base.device, copy=True)
+    return source.detach().to(dtype=base.dtype, device=base.device, copy=True)
 
 
 def _check(tuned: Sequence[Tensor]) -> None:
@@ -205,9 +195,9 @@ def _check(tuned: Sequence[Tensor]) -> None:
 
 def _weighted(base: Tensor, tuned: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Return Σₖ wₖ θₖ, without a look at θ₀."""
-    flat, numel = [source.reshape(-1) for source in tuned], base.numel()
+    flat, numel = [source.detach().reshape(-1) for source in tuned], base.numel()
     merged = fresh(base)
-    size = max(1, min(numel, _CPU_BLOCK if base.device.type == "cpu" else _GPU_BLOCK))
+    size = max(1, min(numel, block_size(base.device)))
     total, value = torch.empty(size, device=base.device), torch.empty(size, device=base.device)
     for first in range(0, numel, size):
         place = slice(first, min(first + size, numel))

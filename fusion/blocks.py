@@ -48,6 +48,11 @@ class Cut:
     taken: int = 0  # how many that are
 
 
+def block_size(device: torch.device) -> int:
+    """Return how many elements are worked on at once."""
+    return _CPU_BLOCK if device.type == "cpu" else _GPU_BLOCK
+
+
 class Group:
     """θ₀ and the θₖ of one tensor, flat; ``merged`` holds the results that were put.
 
@@ -56,9 +61,9 @@ class Group:
 
     def __init__(self, base: Tensor, tuned: Sequence[Tensor], *, row: int = 1) -> None:
         self.shape, self.device = base.shape, base.device
-        self.base, self.tuned = base.reshape(-1), [source.reshape(-1) for source in tuned]
+        self.base, self.tuned = base.detach().reshape(-1), [source.detach().reshape(-1) for source in tuned]
         self.numel = self.base.numel()
-        most = _CPU_BLOCK if self.device.type == "cpu" else _GPU_BLOCK
+        most = block_size(self.device)
         self._size = min(self.numel, max(row, most // row * row))
         self._finite = False
         self._merged: Tensor | None = None
@@ -181,13 +186,15 @@ def top(group: Group, values: Values, shares: Sequence[float], *, of_nonzero: bo
     Of equal values the lowest index goes first. A share is of all elements, or of those whose value is not 0.
     """
     low = min(low for low, _ in _guess(group, values, [shares], of_nonzero=of_nonzero)[0])
+    zeros = count(max(shares), group.numel)  # no more than these can be among the chosen
     narrow = torch.int32 if group.numel < 1 << 31 else torch.int64  # there may be many
     while True:
         nonzero, places, kept = 0, [], []
         for place, start, deltas in group.blocks():
             [block] = values(start, deltas)
             nonzero += int(torch.count_nonzero(block)) if of_nonzero else 0
-            found = _at_least(block, low)
+            found = _at_least(block, low, zeros=zeros)
+            zeros -= int((block.index_select(0, found) == 0).sum()) if low <= 0 else 0
             kept.append(block.index_select(0, found))
             places.append(found.add_(place.start).to(narrow))
         wanted = [count(share, nonzero if of_nonzero else group.numel) for share in shares]
@@ -197,7 +204,7 @@ def top(group: Group, values: Values, shares: Sequence[float], *, of_nonzero: bo
         places.clear()
         if index.numel() >= max(wanted):
             return _compressed(index, _taken(value, max(wanted))), wanted
-        low = -math.inf  # the sample was misleading, as once in many millions
+        low, zeros = -math.inf, count(max(shares), group.numel)  # the sample was misleading, as once in many millions
 
 
 class Taker:
@@ -246,8 +253,13 @@ def _between(ranked: NDArray[np.float32], share: float) -> tuple[float, float]:
     return low, high
 
 
-def _at_least(block: Tensor, low: float) -> Tensor:
-    return _places(block.numpy() >= low if block.device.type == "cpu" else block >= low)
+def _at_least(block: Tensor, low: float, *, zeros: int) -> Tensor:
+    """Return where values ≥ ``low`` are; of zeros, which may be most of them, only the first."""
+    values: Any = block.numpy() if block.device.type == "cpu" else block
+    if low > 0:
+        return _places(values >= low)
+    found, none = _places(values > 0), _places(values == 0)[:zeros]
+    return torch.cat([found, none]).sort().values if none.numel() else found
 
 
 def _places(mask: Any) -> Tensor:

@@ -6,13 +6,12 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 _MOST = 1 << 26  # bytes kept
 
 _lock = threading.Lock()
-_kept: dict[tuple[torch.dtype, torch.device, int], list[Tensor]] = {}
+_kept: list[Tensor] = []  # flat, the oldest first
 
 
 def fresh(like: Tensor) -> Tensor:
@@ -20,15 +19,25 @@ def fresh(like: Tensor) -> Tensor:
     import torch
 
     with _lock:
-        if fitting := _kept.get((like.dtype, like.device, like.numel())):
-            return fitting.pop()
+        for number, kept in enumerate(_kept):
+            if (kept.dtype, kept.device, kept.numel()) == (like.dtype, like.device, like.numel()):
+                return _kept.pop(number)
     return torch.empty(like.numel(), dtype=like.dtype, device=like.device)
 
 
 def spare(tensor: Tensor) -> None:
     """Give a tensor's memory back for later results; nobody may look at it or at a view of it again."""
-    if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.nbytes:
+    if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.nbytes or tensor.nbytes > _MOST:
         return
     with _lock:
-        if tensor.nbytes + sum(kept.nbytes for same in _kept.values() for kept in same) <= _MOST:
-            _kept.setdefault((tensor.dtype, tensor.device, tensor.numel()), []).append(tensor.view(-1))
+        if any(kept.data_ptr() == tensor.data_ptr() for kept in _kept):
+            return
+        _kept.append(tensor.view(-1))
+        while sum(kept.nbytes for kept in _kept) > _MOST:
+            _kept.pop(0)
+
+
+def release() -> None:
+    """Let go of what was kept."""
+    with _lock:
+        _kept.clear()

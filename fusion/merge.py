@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusion.checkpoints import Checkpoint
 from fusion.errors import CheckpointError
-from fusion.params import Tell
+from fusion.params import PER_SOURCE, Tell
 from fusion.plan import Piece, Plan, plan
 from fusion.pool import cores, in_order
 from fusion.recipe import MergeRecipe
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-_IN_FLIGHT = 1 << 26  # elements for each further worker, beside one tensor of the largest
+_IN_FLIGHT = 1 << 26  # elements for each further worker, beside one tensor of the largest ...
+_MOST_IN_FLIGHT = 1 << 28  # ... and for all of them
 _GPU_WORKERS = 3  # one copies in, one computes, one copies out
 
 
@@ -98,14 +99,15 @@ def merge_planned(
 
 
 def _in_order(planned: Plan, pieces: Sequence[Piece], work: Callable[[Piece], R], workers: int) -> Iterator[R]:
-    most = max((piece.numel for piece in pieces), default=0) + (workers - 1) * _IN_FLIGHT
+    size = {piece.name: piece.numel * len(piece.params) for piece in pieces}
+    most = max(size.values(), default=0) + min((workers - 1) * _IN_FLIGHT, _MOST_IN_FLIGHT)
 
     def ahead(piece: Piece) -> None:
         for model, stored in ((planned.base, piece.base), *((planned.sources[k], name) for k, name in piece.sources)):
             if isinstance(model, Checkpoint):  # an adapter is small
                 model.prefetch(stored)
 
-    return in_order(pieces, work, size=lambda piece: piece.numel, most=most, workers=workers, ahead=ahead)
+    return in_order(pieces, work, size=lambda piece: size[piece.name], most=most, workers=workers, ahead=ahead)
 
 
 def _merge_piece(
@@ -170,7 +172,7 @@ def _seed(seed: int, name: str) -> int:
 
 def _ear(piece: Piece, into: list[Coefficient]) -> Tell:
     def tell(name: str, values: Sequence[float]) -> None:
-        if len(values) == len(piece.sources):
+        if name in PER_SOURCE:
             into.extend(
                 Coefficient(piece.name, source, name, float(value))
                 for (source, _), value in zip(piece.sources, values, strict=True)

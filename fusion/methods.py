@@ -8,8 +8,8 @@ result is the base's, bit for bit. ``tell`` hears the coefficients that were use
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -27,7 +27,7 @@ from fusion.deltas import (
     ties_grid,
 )
 from fusion.errors import RecipeError
-from fusion.params import check_value, parameters
+from fusion.params import check_value, parameters, per_source, shares_of
 from fusion.sce import sce, sce_fusechat, sce_fusechat_grid, sce_grid, sce_mergekit, sce_mergekit_grid
 
 METHODS: dict[str, Callable[..., Tensor]] = {
@@ -61,6 +61,9 @@ GRIDS: dict[str, tuple[str, Callable[..., list[Tensor]]]] = {
 # Those that draw at random, from the argument ``generator``.
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
 
+# Those that elect a sign, and divide by the weights of what agrees: these may be of both signs.
+ELECTING = ("breadcrumbs_ties", "dare_ties", "della", "ties")
+
 # Variance across a single model is zero everywhere, and one delta has no angle to another.
 FEWEST_SOURCES = {"model_stock": 2, "sce": 2, "sce_fusechat": 2, "sce_mergekit": 2}
 MOST_SOURCES = {"passthrough": 1, "slerp": 1}
@@ -88,19 +91,19 @@ def check_params(method: str, params: Mapping[str, object], *, sources: int) -> 
                 raise RecipeError(f"merge method {method!r} needs {name!r}; it takes {_listed(known)}")
         elif params[name] is not None or not parameter.optional:
             check_value(f"{name!r} of merge method {method!r}", params[name], parameter.kind, sources=sources)
-    _check_sum(method, params)
+    _check_sum(method, params, sources=sources)
     if method in ("della", "della_linear"):
         keep_ranges(**{key: params[key] for key in ("density", "epsilon") if key in params}, sources=sources)  # type: ignore[arg-type]
 
 
-def _check_sum(method: str, params: Mapping[str, object]) -> None:
-    weights = params.get("weights", 1.0)
-    listed = [float(w) for w in weights] if isinstance(weights, Sequence) else [float(weights)]  # type: ignore[arg-type]
-    if method in ("linear", "multislerp") and params.get("normalize", True) and math.fsum(listed) == 0:
-        raise RecipeError(
-            f"'weights' of merge method {method!r} are {weights!r} and sum to 0, by which normalize would divide; "
-            "change them, or set normalize to false"
-        )
+def _check_sum(method: str, params: Mapping[str, object], *, sources: int) -> None:
+    default = inspect.signature(METHODS[method]).parameters.get("normalize")
+    if method in ELECTING or default is None or not params.get("normalize", default.default):
+        return
+    try:
+        shares_of(per_source(params.get("weights", 1.0), sources))  # type: ignore[arg-type]
+    except RecipeError as error:
+        raise RecipeError(f"merge method {method!r}: {error}") from None
 
 
 def _listed(names: Mapping[str, object]) -> str:

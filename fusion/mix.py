@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from fusion.blocks import Block, Cut, Group
-from fusion.errors import RecipeError
-from fusion.params import Tell, per_source
+from fusion.params import Tell, per_source, shares_of
 
 Thin = Callable[[Tensor], None]
 """Zeroes in place what a source loses, block after block of its delta in order."""
@@ -38,11 +37,8 @@ class Mix:
     ) -> Mix:
         """Check the weights, and say them for every source."""
         each = per_source(weights, sources)
-        if normalize and not elect and math.fsum(each) == 0:
-            raise RecipeError(
-                f"'weights' are {each} and sum to 0, by which normalize would divide; "
-                "change them, or set normalize to false"
-            )
+        if normalize and not elect:
+            shares_of(each)
         return cls(each, scale, normalize, elect, [1.0] * sources)
 
     def coefficients(self) -> list[float]:

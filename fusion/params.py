@@ -32,6 +32,9 @@ class Parameter:
     optional: bool  # None says that it is not given
 
 
+_ROUNDING = 1e-12  # of a sum of decimals that should be 0
+
+
 def _number(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
@@ -49,7 +52,10 @@ Shares = Annotated[float | Sequence[float], Kind(_SHARE.text, _SHARE.fits, per_s
 Parts = Annotated[float | Sequence[float], Kind(_PART.text, _PART.fits, per_source=True)]
 
 Tell = Callable[[str, Sequence[float]], None]
-"""Hears a coefficient that a merge used: its name, and one number a source or one for the whole tensor."""
+"""Hears a coefficient that a merge used: its name, and one number a source (PER_SOURCE) or one for all together."""
+
+PER_SOURCE = frozenset({"eta", "kept", "rescale", "weight"})
+"""The coefficients of which there is one a source."""
 
 
 def silent(name: str, values: Sequence[float]) -> None:
@@ -77,6 +83,17 @@ def check_value(what: str, value: object, kind: Kind, *, sources: int) -> None:
     elif not kind.fits(value):
         more = ", or a list of them, one a source" if kind.per_source else ""
         raise RecipeError(f"{what} is {value!r}; it must be {kind.text}{more}")
+
+
+def shares_of(weights: Sequence[float]) -> list[float]:
+    """Return the weights divided by their sum; RecipeError where that is 0."""
+    total = math.fsum(weights)
+    if abs(total) <= _ROUNDING * math.fsum(map(abs, weights)):
+        raise RecipeError(
+            f"'weights' are {list(weights)!r} and sum to 0, by which normalize would divide; change them, or set "
+            "normalize to false"
+        )
+    return [weight / total for weight in weights]
 
 
 def per_source(value: float | Sequence[float], sources: int) -> list[float]:

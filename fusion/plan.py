@@ -16,7 +16,7 @@ from fusion.checkpoints import Checkpoint, check_dtype
 from fusion.errors import CheckpointError, RecipeError
 from fusion.lora import Adapted, is_adapter
 from fusion.recipe import Grid, MergeRecipe, Slice
-from fusion.settings import check_settings, depth_of, layer_of, resolve_all
+from fusion.settings import check_settings, depth_of, layer_of, moved_to, resolve_all
 from fusion.vocabulary import Vocabulary, plan_vocabulary, vocabulary_names
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # The output layer and the input embedding that it is the same as, where config.json says tie_word_embeddings.
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _MOST_LISTED = 10
+_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _LARGE = 1 << 25  # elements of a tensor
 
 Source = Checkpoint | Adapted
@@ -76,6 +77,7 @@ def plan(recipe: MergeRecipe, grid: Grid | None = None) -> Plan:
     sources = tuple(_open(path, base) for path in recipe.sources)
     _check_slices(recipe.slices, base, sources)
     slices = recipe.slices or (_all_layers(base, len(sources)),)
+    _check_dtypes(base, recipe.dtype)
     vocabulary = plan_vocabulary(base, sources, recipe.tokenizer)
     places = _places(base, sources, slices)
     _check_models(base, sources, places, fitted=vocabulary is not None, whole=not recipe.slices)
@@ -87,6 +89,15 @@ def plan(recipe: MergeRecipe, grid: Grid | None = None) -> Plan:
         None if recipe.dtype is None else getattr(torch, recipe.dtype),
         _layer_config(base, slices) if recipe.slices else {},
     )
+
+
+def _check_dtypes(base: Checkpoint, dtype: str | None) -> None:
+    eight = [name for name in base.names if base.dtype(name).itemsize == 1 and base.dtype(name).is_floating_point]
+    if eight and dtype is None:
+        raise RecipeError(
+            f"tensor {eight[0]!r} in {base.file(eight[0])} is stored as {base.dtype(eight[0])}, to which a merge "
+            "cannot be rounded; set dtype to bfloat16"
+        )
 
 
 def _open(path: Path, base: Checkpoint) -> Source:
@@ -146,16 +157,12 @@ def _places(base: Checkpoint, sources: Sequence[Source], slices: Sequence[Slice]
         for number, part in enumerate(slices):
             offset, length = layer - part.base[0], part.base[1] - part.base[0]
             if 0 <= offset < length:
-                inside = _moved(name, layer, offset)
+                inside = moved_to(name, offset)
                 taking = [(k, given[0]) for k, given in enumerate(part.sources) if given is not None]
-                stored = tuple((k, _moved(name, layer, start + offset)) for k, start in taking)
-                found[_moved(name, layer, first + offset)] = _Place(number, name, stored, depth_of(inside, length))
+                stored = tuple((k, moved_to(name, start + offset)) for k, start in taking)
+                found[moved_to(name, first + offset)] = _Place(number, name, stored, depth_of(inside, length))
             first += length
     return found
-
-
-def _moved(name: str, layer: int, to: int) -> str:
-    return name.replace(f".{layer}.", f".{to}.", 1)
 
 
 def _pieces(
@@ -210,12 +217,16 @@ def _settled(
 
 
 def _layer_config(base: Checkpoint, slices: Sequence[Slice]) -> dict[str, Any]:
-    """Return what config.json says of layers, of the result's."""
-    taken = [layer for part in slices for layer in range(*part.base)]
-    changed: dict[str, Any] = {"num_hidden_layers": len(taken)}
-    if isinstance(kinds := base.config.get("layer_types"), list) and len(kinds) == _layers(base):
-        changed["layer_types"] = [kinds[layer] for layer in taken]
-    return changed
+    """Return what config.json says of layers, of the result's: their number, and lists of one entry a layer."""
+    taken, before = [layer for part in slices for layer in range(*part.base)], _layers(base)
+    inner = base.config.get("text_config")
+    said: Mapping[str, Any] = inner if isinstance(inner, dict) else base.config
+    keys = [key for key in _LAYER_KEYS if key in said] or _LAYER_KEYS[:1]
+    changed: dict[str, Any] = dict.fromkeys(keys, len(taken))
+    for key, value in said.items():
+        if isinstance(value, list) and len(value) == before and before > 1:
+            changed[key] = [value[layer] for layer in taken]
+    return {"text_config": {**said, **changed}} if said is inner else changed
 
 
 def _check_models(

@@ -28,7 +28,8 @@ def in_order(
     """
     waiting = iter(items)
     flying: deque[tuple[int, Future[R]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="merge", initializer=_one_thread)
+    before = _threads()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="merge", initializer=_set_threads, initargs=(1,))
     try:
         upcoming = next(waiting, None)
         while upcoming is not None or flying:
@@ -40,6 +41,7 @@ def in_order(
             yield flying.popleft()[1].result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        _set_threads(before)
 
 
 def cores() -> int:
@@ -51,8 +53,17 @@ def _room(flying: deque[tuple[int, Future[R]]], more: int, most: int, workers: i
     return sum(size for size, _ in flying) + more <= most and len(flying) < 4 * workers
 
 
-def _one_thread() -> None:
-    """Keep torch from splitting a worker's operations among threads of its own: the workers are the parallelism."""
+def _threads() -> int:
     import torch
 
-    torch.set_num_threads(1)
+    return torch.get_num_threads()
+
+
+def _set_threads(number: int) -> None:
+    """Set in how many threads torch does one operation: in a worker one, for the workers are the parallelism.
+
+    A thread that torch sees for the first time takes the number that was set last, whoever set it.
+    """
+    import torch
+
+    torch.set_num_threads(number)

@@ -12,9 +12,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from fusion.checkpoints import write_checkpoints
-from fusion.errors import CheckpointError
+from fusion.errors import CheckpointError, RecipeError
 from fusion.hashes import content_hash
-from fusion.memory import spare
+from fusion.memory import release, spare
 from fusion.merge import Coefficient, Merged, merge_planned
 from fusion.plan import Plan, plan
 from fusion.recipe import Grid, MergeRecipe
@@ -37,7 +37,8 @@ def merge_to_folder(
 ) -> None:
     """Write the merge as a checkpoint folder with recipe.json, coefficients.parquet and a model card.
 
-    ``provenance`` says which models these were: ``base`` and ``sources`` map titles to content hashes. Without it the
+    ``provenance`` says which models these were: ``base`` and ``sources`` map titles to content hashes, and ``ids``
+    lists the identities of what is made. Without it the
     folders' names are the titles, and the hashes are computed. No local path is written.
     """
     merge_to_folders(recipe, {folder: title}, grid=None, provenance=provenance, on_tensor=on_tensor, device=device)
@@ -59,6 +60,9 @@ def merge_to_folders(
     planned = plan(recipe, grid)
     known = provenance or _provenance(recipe)
     names = [str(name) for name in known["sources"]]  # type: ignore[attr-defined]
+    if len(names) != len(recipe.sources):
+        told = ", ".join(names)
+        raise RecipeError(f"{len(recipe.sources)} sources have {len(names)} titles ({told}); give each its own")
     heard: list[list[Coefficient]] = [[] for _ in titles]
 
     def hear(merged: Merged) -> tuple[str, Sequence[Tensor]]:
@@ -69,7 +73,10 @@ def merge_to_folders(
     def complete(number: int, folder: Path) -> None:
         title = list(titles.values())[number]
         params = recipe.params if grid is None else {**recipe.params, grid.parameter: grid.values[number]}
-        told = _told(title, replace(recipe, params=params), planned, known)
+        mine = {key: value for key, value in known.items() if key != "ids"}
+        if "ids" in known:
+            mine["id"] = list(known["ids"])[number]  # type: ignore[call-overload]
+        told = _told(title, replace(recipe, params=params), planned, mine)
         if planned.vocabulary is not None:
             write_tokenizer(planned.vocabulary, folder)
         _change_config(folder, planned.config)
@@ -79,7 +86,10 @@ def merge_to_folders(
         (folder / "README.md").write_text(_card(title, told, heard[number], names), encoding="utf-8")
 
     stream = map(hear, merge_planned(planned, seed=recipe.seed, on_tensor=on_tensor, device=device))
-    write_checkpoints(stream, list(titles), like=recipe.base, complete=complete, written=spare)
+    try:
+        write_checkpoints(stream, list(titles), like=recipe.base, complete=complete, written=spare)
+    finally:
+        release()
 
 
 def read_coefficients(folder: Path) -> list[tuple[str, str | None, str, float]]:
@@ -138,13 +148,17 @@ def _write_coefficients(coefficients: Sequence[Coefficient], names: Sequence[str
         [c.name for c in coefficients],
         [c.value for c in coefficients],
     ]
-    with duckdb.connect() as database:
-        database.execute(
-            "CREATE TABLE told AS SELECT unnest(?::VARCHAR[]) AS tensor, unnest(?::VARCHAR[]) AS source, "
-            "unnest(?::VARCHAR[]) AS coefficient, unnest(?::DOUBLE[]) AS value",
-            columns,
-        )
-        database.execute(f"COPY told TO '{str(folder / COEFFICIENTS).replace(chr(39), 2 * chr(39))}' (FORMAT parquet)")
+    file = str(folder / COEFFICIENTS).replace("'", "''")
+    try:
+        with duckdb.connect() as database:
+            database.execute(
+                "CREATE TABLE told AS SELECT unnest(?::VARCHAR[]) AS tensor, unnest(?::VARCHAR[]) AS source, "
+                "unnest(?::VARCHAR[]) AS coefficient, unnest(?::DOUBLE[]) AS value",
+                columns,
+            )
+            database.execute(f"COPY told TO '{file}' (FORMAT parquet)")
+    except duckdb.Error as error:
+        raise CheckpointError(f"{file} cannot be written ({error}); is the disk full?") from error
 
 
 def _card(title: str, told: Mapping[str, Any], coefficients: Sequence[Coefficient], names: Sequence[str]) -> str:

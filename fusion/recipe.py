@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+VERSION = 1
+"""Raised when the same recipe gives another result: it is part of a merged model's identity."""
+
 Setting = Any
 """A value; a list of numbers, which is a gradient over depth; or a mapping of globs on tensor names to settings, of
 which the first that matches counts. What is given per source is a list of settings, one a source."""

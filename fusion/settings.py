@@ -107,6 +107,12 @@ def layer_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def moved_to(name: str, layer: int) -> str:
+    """Return what a tensor of some layer is called in another."""
+    found = _LAYER.search(name)
+    return name if found is None else f"{name[: found.start(1)]}{layer}{name[found.end(1) :]}"
+
+
 def depth_of(name: str, layers: int) -> float:
     """Return where a tensor of a model of so many layers lies: embeddings at 0, the last layer and what follows at 1.
 

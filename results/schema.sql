@@ -334,7 +334,7 @@ SELECT
     c.model,
     coalesce(m.display, c.model) AS model_name,
     c.tensor,
-    TRY_CAST(regexp_extract(c.tensor, '\.(?:layers?|h|blocks?)\.(\d+)\.', 1) AS INTEGER) AS layer,
+    TRY_CAST(regexp_extract(c.tensor, '(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.', 1) AS INTEGER) AS layer,
     nullif(c.source, '') AS source,
     coalesce(s.display, nullif(c.source, '')) AS source_name,
     c.name,

@@ -279,7 +279,7 @@ parameters: {lambda: 0.5}
     first, second = recipe.slices
     assert (first.base, first.sources, second.base, second.sources) == ((0, 4), ((0, 4),), (4, 8), ((2, 6),))
     assert second.params == {"weights": [2], "scale": 0.5}
-    assert first.params == {"weights": [1], "scale": {"*{layers,h,blocks}.[0-9]*": [0, 1], "*": 0}}
+    assert first.params == {"weights": [1], "scale": {"*{layer,layers,h,block,blocks}.[0-9]*": [0, 1], "*": 0}}
 
 
 @pytest.mark.parametrize(

@@ -83,10 +83,10 @@ def test_the_means_of_a_merges_coefficients_are_over_its_tensors(place):
 
 def test_coefficients_are_records_of_the_merge_with_their_sources_identities(place):
     models, [merged] = merge(place, {"method": "varm", "base": "base", "sources": ["one", "two"]})
-    found = {(c.model, c.tensor, c.source, c.name): c.value for c in merge_coefficients(merged, models)}
+    found = {(c.model, c.tensor, c.source, c.name): c.value for c in merge_coefficients(merged)}
     assert found[merged.id, Q, models["two"].id, "weight"] == 0.9
     assert len(found) == 4
-    assert merge_coefficients(models["one"], models) == ()
+    assert merge_coefficients(models["one"]) == ()
 
 
 def test_a_recipe_says_of_what_it_is_by_the_inputs_hashes_and_holds_no_path(place):

@@ -274,6 +274,7 @@ merge_to_folder(MergeRecipe("dare_ties", base, (one, other), {"density": 0.5}, s
 """
 
 
+@pytest.mark.slow
 def test_one_core_writes_the_same_bytes_as_all(make_checkpoint, tmp_path: Path):
     def random(seed: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)

@@ -111,6 +111,7 @@ merge_to_folder(MergeRecipe("linear", base, (base,)), out, title="m", on_tensor=
 """
 
 
+@pytest.mark.slow
 def test_a_killed_merge_leaves_no_half_checkpoint_and_the_next_cleans_up(make_checkpoint, tmp_path: Path):
     base, out = make_checkpoint("base", random(0)), tmp_path / "made" / "out"
     killed = subprocess.run(
@@ -138,6 +139,7 @@ print(os.listdir(disk))
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_nothing_is_left_on_it(make_checkpoint, tmp_path: Path):
     base, disk = make_checkpoint("base", {"w": torch.ones(1 << 19)}), tmp_path / "disk"
     disk.mkdir()

@@ -262,6 +262,7 @@ def adding(*tokens):
     return change
 
 
+@pytest.mark.slow
 def test_a_union_of_added_tokens_is_a_tokenizer_that_transformers_reads(smol, tmp_path):
     base, think = smol("base", mark=0), AddedToken("<|think|>", special=True)
     one = smol("one", mark=1, rows=49160, change=adding("<tool>", think))
