@@ -7,6 +7,7 @@ compute some and the caller takes the finished ones in order. Memory holds a few
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -139,8 +140,8 @@ def _merge_piece(
         results = [_fetched(tensor.to(dtype)) for tensor in merged]
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()
-    if dtype == torch.float16:
-        _check_range(piece, results)
+    for tensor in results:
+        _check_range(piece, tensor)
     return Merged(piece.name, tuple(results), tuple(map(tuple, heard)))
 
 
@@ -261,12 +262,17 @@ def _unanimous(piece: Piece, start: Tensor, tuned: Sequence[Tensor], planned: Pl
     return start
 
 
-def _check_range(piece: Piece, results: Sequence[Tensor]) -> None:
-    if not all(tensor.isfinite().all() for tensor in results):
-        raise CheckpointError(
-            f"the merged tensor {piece.name!r} does not fit into float16, whose numbers end at 65504; "
-            "set dtype to bfloat16 or float32"
-        )
+def _check_range(piece: Piece, result: Tensor) -> None:
+    if not result.numel() or all(math.isfinite(end) for end in result.aminmax()):
+        return
+    import torch
+
+    largest = torch.finfo(result.dtype).max
+    raise CheckpointError(
+        f"the merged tensor {piece.name!r} does not fit into {str(result.dtype).removeprefix('torch.')}, whose numbers "
+        f"end at {largest:g}; "
+        + ("set dtype to bfloat16 or float32" if largest < 1e38 else "make weights and scale smaller")
+    )
 
 
 def _not_finite(piece: Piece, planned: Plan) -> CheckpointError:

@@ -230,3 +230,11 @@ def test_a_difference_in_the_last_element_is_one():
     assert same(one, one.clone())
     assert not same(one, one.index_fill(0, torch.tensor([BLOCK]), 1.0))
     assert not same(torch.tensor([math.nan]), torch.tensor([math.nan]))
+
+
+def test_where_most_values_are_zero_only_as_many_are_gathered_as_are_wanted():
+    values = torch.zeros(4 * SAMPLED)
+    values[::50] = 1.0
+    index, [wanted] = top(of(values), delta, [0.1])
+    assert (index.numel(), wanted) == (count(0.1, values.numel()), count(0.1, values.numel()))
+    assert np.array_equal(index.numpy(), largest(values, wanted))

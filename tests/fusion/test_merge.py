@@ -290,3 +290,9 @@ def test_one_core_writes_the_same_bytes_as_all(make_checkpoint, tmp_path: Path):
     for file in ("model.safetensors", "recipe.json", "README.md"):
         assert (tmp_path / "single" / file).read_bytes() == (tmp_path / "many" / file).read_bytes()
     assert read_coefficients(tmp_path / "single") == read_coefficients(tmp_path / "many")
+
+
+def test_a_scale_that_takes_the_result_out_of_all_numbers_is_refused(make_checkpoint):
+    base, source = make_checkpoint("base", {"w": torch.zeros(2)}), make_checkpoint("one", {"w": torch.full((2,), 7e4)})
+    with pytest.raises(CheckpointError, match=r"does not fit into float32.*make weights and scale smaller"):
+        dict(merge(recipe(base, source, method="task_arithmetic", scale=1e38)))

@@ -160,6 +160,12 @@ def test_needed_parameters_pass_the_check_and_are_needed(method: str):
         ("linear", {"weights": [1, float("nan")]}, 2, "it must be a finite number, or a list of them"),
         ("task_arithmetic", {"weights": None}, 2, "is None; it must be a finite number"),
         ("linear", {"weights": [1, -1]}, 2, "sum to 0, by which normalize would divide"),
+        (
+            "task_arithmetic",
+            {"weights": [0.3, -0.3], "normalize": True},
+            2,
+            "sum to 0, by which normalize would divide",
+        ),
         ("linear", {"normalize": "no"}, 2, "is 'no'; it must be true or false"),
         ("varm", {"granularity": "tensor"}, 2, "is 'tensor'; it must be one of 'matrix', 'layer', 'model', 'element'"),
         ("della", {"density": 0.9, "epsilon": 0.2}, 2, "make epsilon smaller"),
