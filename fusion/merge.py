@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusion.checkpoints import Checkpoint
-from fusion.errors import CheckpointError
+from fusion.errors import CheckpointError, FusionError
 from fusion.params import PER_SOURCE, Tell
 from fusion.plan import Piece, Plan, plan
 from fusion.pool import cores, in_order
@@ -31,6 +32,7 @@ R = TypeVar("R")
 _IN_FLIGHT = 1 << 26  # elements for each further worker, beside one tensor of the largest ...
 _MOST_IN_FLIGHT = 1 << 28  # ... and for all of them
 _GPU_WORKERS = 3  # one copies in, one computes, one copies out
+_mine = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +95,20 @@ def merge_planned(
 
     total = len(planned.pieces)
     stream = _in_order(planned, planned.pieces, work, workers)
-    for done in range(1, total + 1):
-        yield next(stream)  # no name for it here: it would keep the tensor until the next is there
-        if on_tensor is not None:
-            on_tensor(done, total)
+    try:
+        for done in range(1, total + 1):
+            yield next(stream)  # no name for it here: it would keep the tensor until the next is there
+            if on_tensor is not None:
+                on_tensor(done, total)
+    finally:
+        stream.close()
+        if place.type == "cuda":
+            torch.cuda.empty_cache()  # an engine may want it next
 
 
-def _in_order(planned: Plan, pieces: Sequence[Piece], work: Callable[[Piece], R], workers: int) -> Iterator[R]:
+def _in_order(
+    planned: Plan, pieces: Sequence[Piece], work: Callable[[Piece], R], workers: int
+) -> Generator[R, None, None]:
     size = {piece.name: piece.numel * len(piece.params) for piece in pieces}
     most = max(size.values(), default=0) + min((workers - 1) * _IN_FLIGHT, _MOST_IN_FLIGHT)
 
@@ -137,6 +146,11 @@ def _merge_piece(
             merged = _variants(piece, start, tuned, given, seed=_seed(seed, piece.name))
         except NotFinite:
             raise _not_finite(piece, planned) from None
+        except torch.OutOfMemoryError as error:
+            raise FusionError(
+                f"the GPU's memory does not hold tensor {piece.name!r} of {1 + len(tuned)} models: free it, or merge "
+                "on the CPU (CUDA_VISIBLE_DEVICES= hides the GPUs)"
+            ) from error
         results = [_fetched(tensor.to(dtype)) for tensor in merged]
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()
@@ -197,7 +211,9 @@ def _stream(device: torch.device) -> AbstractContextManager[object]:
 
     if device.type != "cuda":
         return nullcontext()
-    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+    if not hasattr(_mine, "stream"):  # one a thread: torch keeps memory for every stream
+        _mine.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return torch.cuda.stream(_mine.stream)
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:

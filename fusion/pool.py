@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ def in_order(
     most: int,
     workers: int,
     ahead: Callable[[T], None] | None = None,
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """Yield ``work(item)`` of every item, in the items' order, done by ``workers`` threads.
 
     At any time the sizes of the items begun and not yet yielded sum to at most ``most``, or it is a single item.

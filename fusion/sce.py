@@ -40,8 +40,8 @@ def sce_fusechat(base: Tensor, tuned: Sequence[Tensor], *, select_topk: Share = 
     """SCE as the code that made FuseChat-7B-v2.0 and FuseO1 has it:  θ = θ₀ + Σₖ ηₖ δₖ′ / Σₖ ηₖ [δₖ′ ≠ 0].
 
     The selected elements only give the weights ηₖ; signs are elected, and deltas merged, over all elements: in each,
-    the δₖ whose sign differs from that of Σₖ δₖ are erased (a zero counts as positive), and the sum is divided by the
-    weights of those that stay. τ is ``select_topk``, of the elements whose variance is not zero; with none selected
+    the δₖ whose sign differs from that of Σₖ δₖ are erased (a sum of 0 counts as positive), and the sum is divided by
+    the weights of those that stay. τ is ``select_topk``, of the elements whose variance is not zero; with none selected
     the weights are equal. Tells ``eta`` a source, and the share of ``selected`` elements.
     """
     return sce_fusechat_grid(base, tuned, select_topk=(select_topk,), tells=(tell,))[0]
