@@ -78,12 +78,14 @@ def unsampled(size: int) -> Tensor:
     return torch.ones(size, dtype=torch.bool).index_fill(0, seen, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7, BLOCK + 1, SAMPLED + 1])
 @pytest.mark.parametrize("case", CASES)
 def test_the_largest_are_those_of_a_stable_sort(case: str, size: int):
     compare(CASES[case](size), of_nonzero=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7, SAMPLED + 1])
 @pytest.mark.parametrize("case", WITH_ZEROS)
 def test_a_share_may_be_of_the_values_that_are_not_0(case: str, size: int):
@@ -123,6 +125,7 @@ def test_several_rankings_are_cut_in_one_pass_each_by_its_own_shares(size: int):
             assert np.array_equal(taken(group, cut, magnitudes, r), largest(values, count(share, size)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.05, 0.9])
 @pytest.mark.parametrize("seen", ["small", "large", "zero"])
 def test_a_misleading_sample_costs_another_pass_and_no_exactness(share: float, seen: str):

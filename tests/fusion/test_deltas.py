@@ -220,6 +220,7 @@ def test_inputs_are_left_alone_and_strides_do_not_matter(method: Method):
 # Against the formulas written out, over many blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.6, [0.2, 0.5, 0.9]])
 @pytest.mark.parametrize(("shape", "dtype"), LARGE)
 def test_ties_agrees_with_the_formula_written_out(
@@ -241,6 +242,7 @@ def test_ties_agrees_with_the_formula_written_out(
     assert told["kept"] == [np.mean(sign == majority) for sign in signs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elect", [False, True])
 @pytest.mark.parametrize(("shape", "dtype"), LARGE)
 def test_breadcrumbs_agree_with_the_formula_written_out(shape: tuple[int, ...], dtype: torch.dtype, elect: bool):
@@ -295,6 +297,7 @@ def test_l1_keeps_the_norm_of_each_source(method: Method):
     assert (told["rescale"][1], told["kept"][1]) == (1.0, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rescale", ["paper", "l1", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dare_ties_elects_among_what_stays(rescale: str, dtype: torch.dtype):
@@ -314,6 +317,7 @@ def test_dare_ties_elects_among_what_stays(rescale: str, dtype: torch.dtype):
     close(dare_ties(base, tuned, density=0.5, rescale=rescale), base, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", RANDOM)
 @pytest.mark.parametrize("rescale", ["paper", "l1"])
 def test_masks_depend_on_the_seed_but_not_on_blocks(method: Method, rescale: str, monkeypatch: pytest.MonkeyPatch):

@@ -70,6 +70,7 @@ def copy(plain, tmp_path):
     return shutil.copytree(plain, tmp_path / "copy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

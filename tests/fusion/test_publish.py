@@ -74,6 +74,7 @@ def test_a_checkpoint_without_coefficients_has_none_and_a_broken_file_is_an_erro
         read_coefficients(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sce", "sce_fusechat", "sce_mergekit", "ties", "dare_ties", "task_arithmetic"])
 def test_a_grid_writes_what_single_merges_would(make_checkpoint, tmp_path: Path, method: str):
     base, one, other = (make_checkpoint(str(i), random(i)) for i in (0, 1, 2))

@@ -112,6 +112,7 @@ def test_the_weights_and_the_share_of_selected_elements_are_told():
 # Against the table's columns in float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sources", "shape"),
     [(2, (1000,)), (3, (7, 11)), (5, (40, 30)), (2, (300, 257)), (3, (300, 257)), (5, (70_000,)), (3, (600, 500))],
@@ -136,6 +137,7 @@ def test_the_result_is_the_float32_one_rounded_to_the_bases_dtype(form: str, dty
     assert FORMS[form](base, tuned, select_topk=tau).equal(precise.to(dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_numbers_that_are_not_whole_agree_but_for_rounding_at_the_threshold(form: str):
     base, *tuned = finetunes(300_000, dtype=torch.float32)

@@ -284,6 +284,7 @@ def test_a_union_of_added_tokens_is_a_tokenizer_that_transformers_reads(smol, tm
     assert json.loads((result / "config.json").read_text())["vocab_size"] == 49154
 
 
+@pytest.mark.slow
 def test_a_permuted_vocabulary_merged_with_its_base_is_the_base_again(smol):
     order = torch.randperm(49152)  # old id → new id
     moved = order.tolist()
