@@ -164,6 +164,7 @@ def test_of_two_answers_to_a_question_the_last_stored_counts(ledger):
     assert {row["value"] for row in json.loads(out) if row["metric"] == "accuracy"} == {100.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "start"), [("--csv", "model,"), ("--markdown", "| model"), ("--latex", "\\begin{tab")]
 )

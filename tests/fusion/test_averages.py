@@ -296,6 +296,7 @@ def test_slerp_agrees_with_mergekits_formula(dtype: torch.dtype, near: bool, t: 
     np.testing.assert_allclose(merged.numpy(), mergekits_slerp(*wide([base, source]), t), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("origin", ["base", "zero"])
 @pytest.mark.parametrize("normalize", [True, False])
@@ -311,6 +312,7 @@ def test_multislerp_agrees_with_mergekits_exponential_map(dtype: torch.dtype, or
     np.testing.assert_allclose(merged.numpy(), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sources", [2, 4])
 @pytest.mark.parametrize("filter_wise", [True, False])

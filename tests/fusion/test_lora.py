@@ -5,25 +5,29 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from fusion.checkpoints import Checkpoint
 from fusion.errors import CheckpointError
 from fusion.lora import Adapted, is_adapter
 from fusion.quiet import quiet_libraries
 
+pytestmark = pytest.mark.slow  # peft takes long to import
+
 Q = "model.layers.0.self_attn.q_proj"
 
 
 def llama(**config):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
     torch.manual_seed(1)
     return LlamaForCausalLM(LlamaConfig(vocab_size=32, num_hidden_layers=2, attention_bias=True, **sizes, **config))
 
 
 def gpt2():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     ids = {"bos_token_id": 0, "eos_token_id": 0}
     torch.manual_seed(1)
     return GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2, n_positions=8, **ids))
@@ -31,6 +35,8 @@ def gpt2():
 
 def save(folder, model=None, *, resize=None, **settings):
     """Save a base and an adapter with random weights, as peft does."""
+    from peft import LoraConfig, get_peft_model
+
     model = model or llama()
     with quiet_libraries(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft tells what an adapter does to embeddings
@@ -70,7 +76,6 @@ def copy(plain, tmp_path):
     return shutil.copytree(plain, tmp_path / "copy")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -211,6 +211,7 @@ def test_overrides_decide_what_the_tensors_become(make_checkpoint):
     assert [merged[f"model.layers.{i}.b"][0, 0] for i in range(3)] == [0, 0.5, 1]
 
 
+@pytest.mark.slow
 def test_an_adapter_over_the_base_merges_as_the_model_that_peft_makes_of_it(tmp_path: Path, make_checkpoint):
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -168,6 +168,7 @@ def test_mergekit_weighs_light_finetunes_equally_and_the_others_do_not():
     np.testing.assert_allclose(sce_mergekit(base, tuned, select_topk=0.1), expected, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shares", [SHARES, [1.0, 0.1, 0.6, 0.1], [0.002], []])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_grid_is_single_merges(form: str, shares: list[float]):

@@ -5,7 +5,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, models
-from transformers import AutoTokenizer
 
 from fusion.checkpoints import Checkpoint
 from fusion.errors import CheckpointError, RecipeError
@@ -276,6 +275,8 @@ def test_a_union_of_added_tokens_is_a_tokenizer_that_transformers_reads(smol, tm
     assert second[49152:].tolist() == [[49152, 1], [49152, 2]]
     result = shutil.copytree(base.folder, tmp_path / "result")
     write_tokenizer(vocabulary, result)
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(result)
     hello = Tokenizer.from_file(str(base.folder / "tokenizer.json")).encode("Hello there").ids
     assert tokenizer("Hello there<|think|><tool>")["input_ids"] == [*hello, 49153, 49152]

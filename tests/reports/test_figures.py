@@ -2,6 +2,8 @@ import dataclasses
 import re
 from xml.etree import ElementTree
 
+import pytest
+
 from reports.compare import statement
 from reports.figures import differences_figure, leaderboard_figure, training_figure
 from results.queries import DifferenceRow, LeaderboardRow, TrainingRow
@@ -15,6 +17,7 @@ def text(svg):
     return " ".join(ElementTree.fromstring(svg).itertext())
 
 
+@pytest.mark.slow
 def test_the_same_rows_give_the_same_bytes():
     missing = dataclasses.replace(SCORE, name="linear", value=None, low=None, high=None)
     assert leaderboard_figure([SCORE, missing]) == leaderboard_figure([SCORE, missing])

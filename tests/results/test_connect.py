@@ -46,6 +46,7 @@ def hold(path: Path) -> subprocess.Popen[str]:
     return child
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read_only", [False, True])
 def test_a_busy_ledger_names_the_process_that_holds_it(path: Path, read_only: bool) -> None:
     child = hold(path)

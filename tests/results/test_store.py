@@ -265,6 +265,7 @@ def test_many_rows_at_once_are_stored_as_few_are(ledger: Ledger) -> None:
     assert (ledger.questions("starter", "1"), ledger.answers()) == (questions, answers)
 
 
+@pytest.mark.slow
 def test_a_record_is_on_disk_within_a_second_though_nothing_follows_and_the_process_is_killed(path: Path) -> None:
     code = """
 import sys, time
