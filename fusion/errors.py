@@ -7,7 +7,9 @@ FusionError
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
+from collections.abc import Iterable
 
 
 class FusionError(Exception):
@@ -26,3 +28,14 @@ def need(*packages: str, extra: str) -> None:
     """Raise FusionError when one of the packages, which fuseval's ``extra`` brings, is not installed."""
     if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
         raise FusionError(f"this needs {', '.join(missing)}, not installed here: pip install 'fuseval[{extra}]'")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the names in order, as a message lists them."""
+    return ", ".join(sorted(names))
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the nearest of the names, or nothing."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

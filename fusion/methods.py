@@ -7,7 +7,6 @@ result is the base's, bit for bit. ``tell`` hears the coefficients that were use
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 
@@ -26,7 +25,7 @@ from fusion.deltas import (
     ties,
     ties_grid,
 )
-from fusion.errors import RecipeError
+from fusion.errors import RecipeError, did_you_mean, listed
 from fusion.params import check_value, parameters, per_source, shares_of
 from fusion.sce import sce, sce_fusechat, sce_fusechat_grid, sce_grid, sce_mergekit, sce_mergekit_grid
 
@@ -73,7 +72,7 @@ def check_params(method: str, params: Mapping[str, object], *, sources: int) -> 
     """Hold ``params`` against the method's signature; RecipeError says what is wrong and what would be right."""
     if method not in METHODS:
         raise RecipeError(
-            f"there is no merge method {method!r}; there are {_listed(METHODS)}.{_nearest(method, METHODS)}"
+            f"there is no merge method {method!r}; there are {listed(METHODS)}.{did_you_mean(method, METHODS)}"
         )
     if sources < (fewest := FEWEST_SOURCES.get(method, 1)):
         raise RecipeError(f"merge method {method!r} needs at least {fewest} sources, and there are {sources}; add some")
@@ -83,12 +82,12 @@ def check_params(method: str, params: Mapping[str, object], *, sources: int) -> 
     for name in params:
         if name not in known:
             raise RecipeError(
-                f"merge method {method!r} takes no {name!r}; it takes {_listed(known)}.{_nearest(name, known)}"
+                f"merge method {method!r} takes no {name!r}; it takes {listed(known)}.{did_you_mean(name, known)}"
             )
     for name, parameter in known.items():
         if name not in params:
             if parameter.required:
-                raise RecipeError(f"merge method {method!r} needs {name!r}; it takes {_listed(known)}")
+                raise RecipeError(f"merge method {method!r} needs {name!r}; it takes {listed(known)}")
         elif params[name] is not None or not parameter.optional:
             check_value(f"{name!r} of merge method {method!r}", params[name], parameter.kind, sources=sources)
     _check_sum(method, params, sources=sources)
@@ -104,12 +103,3 @@ def _check_sum(method: str, params: Mapping[str, object], *, sources: int) -> No
         shares_of(per_source(params.get("weights", 1.0), sources))  # type: ignore[arg-type]
     except RecipeError as error:
         raise RecipeError(f"merge method {method!r}: {error}") from None
-
-
-def _listed(names: Mapping[str, object]) -> str:
-    return ", ".join(sorted(names))
-
-
-def _nearest(name: str, names: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,6 +1,6 @@
 """What is merged with what: every tensor of the result, where it lies in each model, and how it is merged.
 
-Everything that can be wrong with a recipe or with the models' shapes is found here, before any weight is read.
+What is wrong with a recipe or with the models' shapes is found here, before any weight is read.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ def merge_to_folder(
     """Write the merge as a checkpoint folder with recipe.json, coefficients.parquet and a model card.
 
     ``provenance`` says which models these were: ``base`` and ``sources`` map titles to content hashes, and ``ids``
-    lists the identities of what is made. Without it the
-    folders' names are the titles, and the hashes are computed. No local path is written.
+    lists the identities of what is made. Without it the folders' names are the titles, and the hashes are computed.
+    No local path is written.
     """
     merge_to_folders(recipe, {folder: title}, grid=None, provenance=provenance, on_tensor=on_tensor, device=device)
 

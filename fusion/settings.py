@@ -7,14 +7,13 @@ settings, one a source. Globs are a shell's: ``*``, ``?``, ``[abc]``, ``{0..11}`
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fusion.errors import RecipeError
+from fusion.errors import RecipeError, did_you_mean, listed
 from fusion.params import Kind, Parameter, check_value, parameters
 from fusion.recipe import Setting
 
@@ -74,7 +73,9 @@ def check_method(method: Setting) -> None:
         if not isinstance(name, str):
             raise RecipeError(f"'method' is {name!r}; give a method's name, or a mapping of globs to names")
         if name not in METHODS:
-            raise RecipeError(f"there is no merge method {name!r}; there are {_listed(METHODS)}.{_near(name, METHODS)}")
+            raise RecipeError(
+                f"there is no merge method {name!r}; there are {listed(METHODS)}.{did_you_mean(name, METHODS)}"
+            )
 
 
 def check_settings(method: Setting, params: Mapping[str, Setting], *, sources: int) -> None:
@@ -96,7 +97,7 @@ def check_settings(method: Setting, params: Mapping[str, Setting], *, sources: i
             if key in given:
                 _check(f"{key!r} of merge method {name!r}", given[key], parameter, sources)
             elif parameter.required:
-                raise RecipeError(f"merge method {name!r} needs {key!r}; it takes {_listed(table)}")
+                raise RecipeError(f"merge method {name!r} needs {key!r}; it takes {listed(table)}")
         if all(_is_constant(given[key], table[key].kind) for key in given):
             check_params(name, given, sources=sources)
 
@@ -267,15 +268,6 @@ def _plain(text: str) -> str:
 
 def _unknown(key: str, known: Known) -> str:
     names = sorted({name for table in known.values() for name in table})
-    who = f"merge method {next(iter(known))!r} takes" if len(known) == 1 else f"none of {_listed(known)} takes"
+    who = f"merge method {next(iter(known))!r} takes" if len(known) == 1 else f"none of {listed(known)} takes"
     they = "it takes" if len(known) == 1 else "they take"
-    return f"{who} {'no ' if len(known) == 1 else ''}{key!r}; {they} {_listed(names)}.{_near(key, names)}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    return f"{who} {'no ' if len(known) == 1 else ''}{key!r}; {they} {listed(names)}.{did_you_mean(key, names)}"
