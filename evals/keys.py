@@ -16,12 +16,12 @@ def content_key(*parts: object) -> str:
 
 
 def _plain(value: object) -> Any:
+    if value is None or isinstance(value, str | int | float | bool):  # most are
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [_plain(v) for v in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
     raise TypeError(f"cannot make a content key of a {type(value).__name__}: {value!r}")

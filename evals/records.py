@@ -125,6 +125,7 @@ class Verdict:
     baseline: str | None
     order: str
     value: float | None
+    reader: int = 0  # which version of the readers read it; 0: a check
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,7 @@ class ItemScore:
     metric: str
     question: str
     value: float | None
+    weight: float = 1.0  # of this question in the metric's mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,11 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """``model`` minus ``other`` in one metric over the questions that both have; ``p`` is two-sided, paired."""
+    """``model`` minus ``other`` in one metric over the questions that both have; ``p`` is two-sided, paired.
+
+    ``p_holm`` is ``p`` corrected after Holm for all differences that were computed with it; ``detectable`` is the
+    smallest true difference that a test at 5 % finds with a power of 80 % with so many questions.
+    """
 
     model: str
     other: str
@@ -179,6 +185,8 @@ class Difference:
     p: float | None
     n: int
     missing: int
+    p_holm: float | None = None
+    detectable: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +220,9 @@ class Failure:
 class Model:
     """A model that answers or judges: ``id`` is what it is (a content hash), ``name`` what people call it.
 
-    ``kind`` is checkpoint, endpoint, sft or merge. ``recipe`` is how it was made, as JSON text ("" for a model
-    that was only found); ``parent`` is the identity of the model it was made from.
+    ``kind`` is checkpoint, endpoint, sft, merge, or published where only answers or judgments are known. ``recipe``
+    is how it was made, as JSON text ("" for a model that was only found); ``parent`` is the identity of the model it
+    was made from.
     """
 
     id: str
@@ -222,6 +231,16 @@ class Model:
     source: str  # a path, hub id or URL, for people
     parent: str | None = None
     recipe: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A row of an imported file, less what other records hold of it."""
+
+    key: str  # content key of the row, the model and the row's number among equal ones
+    kind: str  # project and kind of row, like "fastchat/single"
+    position: int  # grows in the order of importing
+    extra: str  # JSON text
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,17 @@ counts only when both orders gave a verdict.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
+from typing import TYPE_CHECKING
 
-from evals.benchmark import Benchmark, Wanted, judge_request
+from evals.benchmark import ITEM_COLUMNS, Benchmark, Evidence, Locate, Scored, Wanted, judge_request, only_version
 from evals.checks import CHECKS
-from evals.records import Answer, ItemScore, JudgeRequest, Message, Question, Sampling, Verdict
+from evals.records import Answer, JudgeRequest, Message, Question, Sampling, Verdict
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 NAME, VERSION = "starter", "1"
 BOTH_ORDERS = ("model_first", "baseline_first")
@@ -94,31 +97,34 @@ def requests(
     return tuple(asked)
 
 
-def items(questions: Sequence[Question], verdicts: Sequence[Verdict], wanted: Sequence[Wanted]) -> list[ItemScore]:
+def score(evidence: Evidence) -> Scored:
     """Return ``accuracy`` and ``accuracy:<category>`` where checks are wanted, ``win_rate`` where a judge is."""
-    said: dict[tuple[str, str, str | None, str], list[Verdict]] = defaultdict(list)
-    for v in verdicts:
-        said[v.model, v.judge, v.baseline, v.question].append(v)
-    scores = []
-    for group in wanted:
-        checked = group.judge == "check"
-        for q in questions:
-            if q.id not in group.questions or (q.check is not None) != checked:
-                continue
-            found = said[group.model, group.judge, group.baseline, q.id]
-            value = _both_orders(found) if not checked else found[0].value if found else None
-            percent = None if value is None else 100.0 * value
+    import pandas as pd
+
+    verdicts = evidence.verdicts[evidence.verdicts["counts"]]
+    by_order = verdicts.drop_duplicates(["model", "judge", "baseline", "question", "order"], keep="last")
+    rows = []
+    for wanted in evidence.wanted:
+        mine = by_order[(by_order["model"] == wanted.model) & (by_order["judge"] == wanted.judge)]
+        if wanted.judge != "check":
+            mine = mine[mine["baseline"] == wanted.baseline]
+        values = mine.pivot(index="question", columns="order", values="value")
+        rows += _rows(evidence.questions, wanted, values)
+    return Scored(pd.DataFrame(rows, columns=list(ITEM_COLUMNS)).astype({"value": float, "weight": float}))
+
+
+def _rows(questions: Sequence[Question], wanted: Wanted, values: DataFrame) -> list[tuple[object, ...]]:
+    """Return the items of one model by one judge; ``values`` has a row a question and a column an order."""
+    checked = wanted.judge == "check"
+    orders = ["single"] if checked else list(BOTH_ORDERS)
+    percent = 100.0 * values.reindex(columns=orders).mean(axis=1, skipna=False)
+    rows: list[tuple[object, ...]] = []
+    for q in questions:
+        if q.id in wanted.questions and (q.check is not None) == checked:
             for metric in ("accuracy", f"accuracy:{q.category}") if checked else ("win_rate",):
-                scores.append(ItemScore(group.model, NAME, VERSION, group.judge, group.baseline, metric, q.id, percent))
-    return scores
-
-
-def _both_orders(verdicts: Sequence[Verdict]) -> float | None:
-    by_order = {v.order: v.value for v in verdicts}
-    values = [by_order.get(order) for order in BOTH_ORDERS]
-    if any(v is None for v in values):
-        return None
-    return sum(v for v in values if v is not None) / len(values)
+                value = percent.get(q.id, float("nan"))
+                rows.append((wanted.model, wanted.judge, wanted.baseline, metric, q.id, value, 1.0))
+    return rows
 
 
 def _prompt(question: Question, first: Sequence[Answer], second: Sequence[Answer]) -> str:
@@ -128,4 +134,7 @@ def _prompt(question: Question, first: Sequence[Answer], second: Sequence[Answer
     return JUDGE_USER.format(conversation="\n\n".join(lines))
 
 
-BENCHMARK = Benchmark(NAME, VERSION, questions, sampling, requests, check, items)
+def load(_asset: Locate, *, version: str | None = None) -> Benchmark:
+    """Return the benchmark; it has one version."""
+    only_version(NAME, version, (VERSION,))
+    return Benchmark(NAME, VERSION, questions, sampling, requests, check, score)

@@ -10,18 +10,25 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fuseval.session import (
+    cache_folder,
+    locate_asset,
+    mirror_folder,
+    open_ledger,
+    running,
+    storing_merges,
+)
 from fuseval.terminal import say, show, stages
 
 if TYPE_CHECKING:
-    from fuseval.config import Experiment
-    from fuseval.models import Candidate
+    from evals.records import Score
     from fuseval.pipeline import Coverage, Run
     from results.store import Ledger
 
@@ -38,6 +45,9 @@ ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help=
 LedgerOption = Annotated[Path | None, typer.Option("--ledger", help="DuckDB file; default: the experiment's own.")]
 LedgerFile = Annotated[Path, typer.Option("--ledger", help="DuckDB file with answers and judgments.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only so many questions a benchmark, spread over categories.")]
+Questions = Annotated[
+    list[str] | None, typer.Option("--questions", help="Only the questions of these ids, parted by commas.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the rows as JSON on standard output.")]
 
 DEFAULT_LEDGER = Path("fuseval.duckdb")
@@ -69,11 +79,13 @@ def run(
     *,
     ledger: LedgerOption = None,
     limit: Limit = None,
+    questions: Questions = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be made and asked.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Do everything an experiment says: fuse, answer, judge, score, report; what is in the ledger is not done again."""
-    with _experiment("run", experiment, ledger, limit, dry_run=dry_run) as session:
+    only = _ids(questions)
+    with _errors(), running("run", experiment, ledger, limit=limit, only=only, dry_run=dry_run) as session:
         if dry_run:
             from fuseval.pipeline import plan
 
@@ -93,7 +105,7 @@ def run(
 @app.command()
 def fuse(experiment: ExperimentFile, *, ledger: LedgerOption = None) -> None:
     """Make the experiment's targets and merges, and write them as checkpoints."""
-    with _experiment("fuse", experiment, ledger, None) as session:
+    with _errors(), running("fuse", experiment, ledger) as session:
         from fuseval.pipeline import fuse as fuse_stage
 
         made = [c for c in session.models.values() if c.target or c.merge]
@@ -119,9 +131,9 @@ def merge(
             raise ConfigError(f"{output} is there already: name a new folder with -o, or remove it")
         experiment, grid = load_merge(recipe, name=output.name if NAME.fullmatch(output.name) else "merged")
         say(*experiment.notes, style="yellow")
-        with _storing_merges(experiment, ledger) as kept, stages() as watch:
+        with storing_merges(experiment, ledger) as kept, stages() as watch:
             output = output.absolute()
-            models = merge_recipe(experiment, grid, output, beside=recipe.parent, cache=_cache(), watch=watch)
+            models = merge_recipe(experiment, grid, output, beside=recipe.parent, cache=cache_folder(), watch=watch)
             kept.update(models)
         made = [models[merged.name] for merged in experiment.fusion.merges]
     show(mean_coefficients(made), as_json=as_json, title="Mean over the tensors")
@@ -129,9 +141,11 @@ def merge(
 
 
 @app.command()
-def answer(experiment: ExperimentFile, *, ledger: LedgerOption = None, limit: Limit = None) -> None:
+def answer(
+    experiment: ExperimentFile, *, ledger: LedgerOption = None, limit: Limit = None, questions: Questions = None
+) -> None:
     """Have the experiment's models answer what they have not answered yet (making them first)."""
-    with _experiment("answer", experiment, ledger, limit) as session:
+    with _errors(), running("answer", experiment, ledger, limit=limit, only=_ids(questions)) as session:
         from fuseval.pipeline import answer_stage, coverage
 
         answer_stage(session)
@@ -141,9 +155,11 @@ def answer(experiment: ExperimentFile, *, ledger: LedgerOption = None, limit: Li
 
 
 @app.command()
-def judge(experiment: ExperimentFile, *, ledger: LedgerOption = None, limit: Limit = None) -> None:
+def judge(
+    experiment: ExperimentFile, *, ledger: LedgerOption = None, limit: Limit = None, questions: Questions = None
+) -> None:
     """Have the experiment's judges judge the stored answers that they have not judged yet."""
-    with _experiment("judge", experiment, ledger, limit) as session:
+    with _errors(), running("judge", experiment, ledger, limit=limit, only=_ids(questions)) as session:
         from fuseval.pipeline import coverage, judge_all, register
 
         register(session)
@@ -159,22 +175,80 @@ def score(
     ledger: LedgerFile = DEFAULT_LEDGER,
     benchmark: Annotated[str | None, typer.Option(help="Only this benchmark.")] = None,
     model: Annotated[str | None, typer.Option(help="Show only this model, by name.")] = None,
+    like_published: Annotated[
+        bool, typer.Option("--like-published", help="Also print what the published way of scoring gives.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Score the ledger's answers and judgments again; no model is asked."""
     with _errors():
         from evals.catalog import find_benchmark
         from fuseval.config import ConfigError, did_you_mean
+        from fuseval.scoring import published_figures
         from fuseval.scoring import score as score_ledger
         from results.queries import display_names
 
-        benchmark = find_benchmark(benchmark).name if benchmark else None
-        with _open(ledger) as opened:
-            known = {name for m in opened.models() for name in (m.name, m.id)} | set(display_names(opened).values())
+        asset = locate_asset()
+        if benchmark and "@" not in benchmark:
+            benchmark = find_benchmark(benchmark, asset=asset).name
+        with open_ledger(ledger) as opened:
+            names = display_names(opened)
+            known = {name for m in opened.models() for name in (m.name, m.id)} | set(names.values())
             if model and model not in known:
                 raise ConfigError(f"no model is called {model!r} in {ledger}.{did_you_mean(model, known)}")
-            score_ledger(opened, benchmark=benchmark)
-            _leaderboard(opened, benchmark=benchmark, model=model, as_json=as_json)
+            score_ledger(opened, asset=asset, benchmark=benchmark)
+            figures = published_figures(opened, asset=asset, benchmark=benchmark) if like_published else []
+            _leaderboard(opened, benchmark=benchmark, model=model, figures=figures, as_json=as_json)
+
+
+@app.command(name="import")
+def import_(
+    kind: Annotated[str, typer.Argument(metavar="fastchat|alpaca_eval|arena_hard", help="Whose files these are.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files, or folders of files.")],
+    *,
+    ledger: LedgerFile = DEFAULT_LEDGER,
+    model: Annotated[str | None, typer.Option(help="The model's name, where the files do not say it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Store published or past answers and judgments; a file imported twice adds nothing."""
+    with _errors():
+        from fuseval.exchange import import_files
+        from fuseval.scoring import versions
+        from results.store import Ledger
+
+        asset = locate_asset()
+        with Ledger.open(ledger) as opened, stages() as watch:
+            run_id, outcome = opened.start_run(command="import", experiment="", versions=versions()), "failed"
+            try:
+                rows = import_files(opened, kind, paths, asset=asset, model=model, watch=watch)
+                outcome = "done"
+            finally:
+                opened.end_run(run_id, outcome=outcome)
+        brief = ("file", "recognised", "models", "answers", "judgments", "unreadable", "new", "skipped")
+        shown = rows if as_json else [{column: row[column] for column in brief} for row in rows]
+        show(shown, as_json=as_json, title="Imported")
+        say(*(f"{row['file']}: {row['why']}" for row in rows if row["why"]), style="yellow")
+        if not any(row["recognised"] for row in rows):
+            _fail("nothing was imported", code=1)
+    say(f"ledger: {ledger}; `fuseval score --ledger {ledger}` scores it")
+
+
+@app.command()
+def export(
+    kind: Annotated[str, typer.Argument(metavar="fastchat|alpaca_eval|arena_hard", help="For whose tools.")],
+    *,
+    ledger: LedgerFile = DEFAULT_LEDGER,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")],
+    model: Annotated[list[str] | None, typer.Option(help="Only this model, by name; may be given again.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the ledger's answers and judgments as the official tools' own files."""
+    with _errors():
+        from fuseval.exchange import export_files
+
+        with open_ledger(ledger, read_only=True) as opened:
+            files = export_files(opened, kind, output, models=model)
+        show([{"file": str(file)} for file in files], as_json=as_json, title="Exported")
 
 
 @app.command()
@@ -204,7 +278,7 @@ def report(
         wanted = [write for flag, write in formats if flag]
         if len(wanted) > 1:
             raise ConfigError("--json, --csv, --markdown and --latex exclude each other: give one")
-        with _open(ledger, read_only=True) as opened:
+        with open_ledger(ledger, read_only=True) as opened:
             for write in wanted:
                 sys.stdout.write(write(compare.comparison(opened).rows))
             if output or not wanted:
@@ -224,7 +298,7 @@ def assets(
     with _errors():
         from evals import assets as table
 
-        cache, mirror = _cache() / "assets", _mirror()
+        cache, mirror = cache_folder() / "assets", mirror_folder()
         wanted = [asset.name for asset in table.asset_table()] if fetch_all else names or []
         failed = []
         with stages() as watch:
@@ -268,7 +342,9 @@ def doctor(
         endpoints = [
             (m.name, m.endpoint.base_url, m.endpoint.model, m.endpoint.api_key_env) for m in models if m.endpoint
         ]
-        found = diagnose(cache=_cache() / "assets", mirror=_mirror(), endpoints=endpoints, environ=os.environ)
+        found = diagnose(
+            cache=cache_folder() / "assets", mirror=mirror_folder(), endpoints=endpoints, environ=os.environ
+        )
         show([asdict(finding) for finding in found], as_json=as_json, title="This machine")
 
 
@@ -277,88 +353,6 @@ def main() -> None:
     gc.set_threshold(50_000, 20, 20)  # imports make many objects that stay: to look them through takes a tenth of them
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for huge pages, which the kernel clears sooner
     app()
-
-
-@contextlib.contextmanager
-def _experiment(
-    command: str, file: Path, ledger: Path | None, limit: int | None, *, dry_run: bool = False
-) -> Iterator[Run]:
-    """Check everything that can be checked, then open the ledger and the engines, and close them whatever happens."""
-    with _errors():
-        from fuseval.config import load_experiment
-        from fuseval.engines import Engines
-        from fuseval.models import resolve
-        from fuseval.pipeline import Run
-        from fuseval.scoring import versions
-
-        experiment = load_experiment(file)
-        models = resolve(experiment, beside=file.parent, cache=_cache())
-        path = ledger or Path(experiment.ledger).expanduser()
-        with _open_or_pretend(path, read_only=dry_run) as opened, stages() as watch:
-            engines = Engines(experiment.engine.settings(), watch, os.environ)
-            session = Run(experiment, models, opened, engines, watch, limit)
-            if dry_run:
-                yield session
-                return
-            run_id = opened.start_run(command=command, experiment=experiment.model_dump_json(), versions=versions())
-            outcome = "failed"
-            try:
-                yield session
-                outcome = "done"
-            except KeyboardInterrupt:
-                outcome = "interrupted"
-                raise
-            finally:
-                engines.close()
-                opened.end_run(run_id, outcome=outcome)
-
-
-@contextlib.contextmanager
-def _storing_merges(experiment: Experiment, path: Path | None) -> Iterator[dict[str, Candidate]]:
-    """Open the ledger before anything is merged, and store then the models put here and their coefficients."""
-    from fuseval.models import merge_coefficients
-    from fuseval.scoring import versions
-    from results.store import Ledger
-
-    models: dict[str, Candidate] = {}
-    if path is None:
-        yield models
-        return
-    with Ledger.open(path) as opened:
-        run_id = opened.start_run(command="merge", experiment=experiment.model_dump_json(), versions=versions())
-        outcome = "failed"
-        try:
-            yield models
-            opened.add(*(candidate.model for candidate in models.values()))
-            for candidate in models.values():
-                opened.add(*merge_coefficients(candidate))
-            outcome = "done"
-        finally:
-            opened.end_run(run_id, outcome=outcome)
-
-
-@contextlib.contextmanager
-def _open_or_pretend(path: Path, *, read_only: bool) -> Iterator[Ledger]:
-    """Open a ledger, made if need be; to look only at one that is not there, an empty one is made elsewhere."""
-    import tempfile
-
-    from results.store import Ledger
-
-    with tempfile.TemporaryDirectory() as elsewhere:
-        pretend = read_only and not path.exists()
-        with Ledger.open(Path(elsewhere) / "empty" if pretend else path, read_only=read_only and not pretend) as opened:
-            yield opened
-
-
-@contextlib.contextmanager
-def _open(path: Path, *, read_only: bool = False) -> Iterator[Ledger]:
-    from fuseval.config import ConfigError
-    from results.store import Ledger
-
-    if not path.exists():
-        raise ConfigError(f"there is no ledger {path}: give --ledger, or make one with `fuseval run`")
-    with Ledger.open(path, read_only=read_only) as opened:
-        yield opened
 
 
 @contextlib.contextmanager
@@ -395,10 +389,11 @@ def _leaderboard(
     benchmark: str | None = None,
     model: str | None = None,
     models: Collection[str] | None = None,
+    figures: Sequence[Score] = (),
 ) -> None:
     from reports import compare
 
-    found = compare.comparison(ledger, benchmark=benchmark, model=model, models=models)
+    found = compare.comparison(ledger, benchmark=benchmark, model=model, models=models, figures=figures)
     if as_json:
         sys.stdout.write(compare.to_json(found.rows))
         return
@@ -409,6 +404,10 @@ def _leaderboard(
         say("What the paired differences show:", *(f"  {s.sentence}" for s in claims))
     if undecided := len(found.statements) - len(claims):
         say(f"No difference shown in {undecided} other comparisons; the report has them all.")
+
+
+def _ids(given: list[str] | None) -> list[str]:
+    return [part.strip() for text in given or () for part in text.split(",") if part.strip()]
 
 
 def _write_page(ledger: Ledger, page: Path, *, title: str) -> None:
@@ -426,24 +425,3 @@ def _check_coverage(covered: Coverage, session: Run) -> None:
         "the report lists the failures, and the same command asks for what is missing"
     )
     raise typer.Exit(3)
-
-
-def _cache() -> Path:
-    given = os.environ.get("FUSEVAL_CACHE")
-    if given:
-        return Path(given).expanduser().absolute()
-    from platformdirs import user_cache_path
-
-    return user_cache_path("fuseval")
-
-
-def _mirror() -> Path | None:
-    given = os.environ.get("FUSEVAL_ASSETS")
-    if not given:
-        return None
-    from fuseval.config import ConfigError
-
-    folder = Path(given).expanduser().absolute()
-    if not folder.is_dir():
-        raise ConfigError(f"FUSEVAL_ASSETS names no folder: {folder}")
-    return folder

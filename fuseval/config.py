@@ -165,10 +165,12 @@ class Fusion(_Strict):
 
 
 class BenchmarkSpec(_Strict):
-    """A benchmark by name (``starter``, ``starter@1``), or the first ``limit`` of its questions."""
+    """A benchmark by name (``starter``, ``arena_hard@v2.0``), or ``limit`` of its questions."""
 
     name: str
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None  # spread over the categories, of each the first
+    seed: Annotated[int, Field(ge=0)] | None = None  # of each category random ones instead
+    options: dict[str, Any] = Field(default_factory=dict)  # the benchmark's own; see docs/benchmarks.md
 
     @model_validator(mode="before")
     @classmethod
@@ -180,6 +182,7 @@ class JudgeSpec(_Strict):
     """A judge: one of the experiment's models, by name."""
 
     model: str
+    max_tokens: Annotated[int, Field(ge=1)] | None = None  # of a reply; None: what the benchmark asks for
 
 
 class SamplingSpec(_Strict):

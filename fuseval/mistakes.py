@@ -18,7 +18,8 @@ def mistakes(experiment: Experiment, folder: Path) -> Iterator[tuple[str, str]]:
     seen: list[str] = []
     for number, benchmark in enumerate(experiment.benchmarks):
         try:
-            yield from _taken(f"benchmarks[{number}]", find_benchmark(benchmark.name).name, seen)
+            known = find_benchmark(benchmark.name, asset=_not_now, options=benchmark.options)
+            yield from _taken(f"benchmarks[{number}]", f"{known.name}@{known.version}", seen)
         except UnknownBenchmark as error:
             yield f"benchmarks[{number}]", str(error)
     files = [(f"models[{i}].path", m.path) for i, m in enumerate(experiment.models) if m.path]
@@ -37,6 +38,10 @@ def mistakes(experiment: Experiment, folder: Path) -> Iterator[tuple[str, str]]:
     for i, merge in enumerate(experiment.fusion.merges):
         for inside, text in _wrong_merge(merge):
             yield f"fusion.merges[{i}].{inside}", text
+
+
+def _not_now(name: str) -> Path:
+    raise AssertionError(f"{name} was asked for before anything is fetched")
 
 
 def _wrong_names(experiment: Experiment) -> Iterator[tuple[str, str]]:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.util import find_spec
 
-from evals.answer import answer, stored_answers
-from evals.benchmark import Benchmark
-from evals.catalog import find_benchmark
+from evals.answer import answer
+from evals.benchmark import Locate
 from evals.chat import ChatModel
-from evals.records import Answer, JudgeRequest, Question, Sampling, Selection
-from fuseval.config import BenchmarkSpec, ConfigError, Experiment
+from evals.records import Answer, JudgeRequest, Selection
+from fuseval.asking import Asked, asked, published, requests, stored
+from fuseval.config import ConfigError, Experiment, JudgeSpec
 from fuseval.engines import Engines
 from fuseval.models import Candidate, Watch, make, merge_coefficients, training_points
-from fuseval.scoring import score
+from fuseval.scoring import read_judgments, score
 from judges.judge import judge, unjudged
-from judges.replies import verdict
 from results.store import Ledger
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run:
     """What the stages share: the experiment, its models by name, the ledger, the engines, who watches."""
 
@@ -30,7 +29,9 @@ class Run:
     ledger: Ledger
     engines: Engines
     watch: Watch
+    asset: Locate
     limit: int | None = None
+    only: tuple[str, ...] = ()  # ids of questions
 
     @property
     def base(self) -> Candidate:
@@ -42,6 +43,11 @@ class Run:
         """The models that are evaluated, the baseline first."""
         others = [m for m in self.models.values() if m.evaluate and m.name != self.base.name]
         return [self.base, *others]
+
+    @cached_property
+    def asked(self) -> list[Asked]:
+        """The benchmarks, each with the questions that are asked."""
+        return asked(self.experiment, asset=self.asset, limit=self.limit, only=self.only)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,7 @@ def answer_stage(run: Run) -> None:
     """Make what has not answered everything yet, and have it answer."""
     register(run)
     check_means(run)
+    check_prompts(run)
     fuse(run, [c for c in run.candidates if not _is_answered(run, c)])
     answer_all(run)
 
@@ -95,18 +102,28 @@ def check_means(run: Run) -> None:
         raise ConfigError("\n".join(missing))
 
 
+def check_prompts(run: Run) -> None:
+    """Make what judges will be shown of one question a category: an upstream file that lacks shows before the work."""
+    for one in run.asked:
+        first = {q.category: q for q in reversed(one.questions)}
+        for spec in run.experiment.judges:
+            _requests(run, replace(one, questions=list(first.values())), spec, unanswered=True)
+
+
 def register(run: Run) -> None:
     """Store the experiment's models and questions; raises ConfigError where the ledger has other questions."""
     run.ledger.add(*(candidate.model for candidate in run.models.values()))
-    for benchmark, questions, _ in _benchmarks(run):
-        stored = {q.id: q for q in run.ledger.questions(benchmark.name, benchmark.version)}
-        for q in questions:
-            if stored.get(q.id, q) != q:
+    for one in run.asked:
+        name, version = one.benchmark.name, one.benchmark.version
+        known = {q.id: q for q in run.ledger.questions(name, version)}
+        for q in one.questions:
+            if known.get(q.id, q) != q:
                 raise ConfigError(
-                    f"{run.ledger.path} holds another text of question {q.id!r} of {benchmark.name} "
-                    f"{benchmark.version}, so its answers are to another question: give another --ledger"
+                    f"{run.ledger.path} holds another text of question {q.id!r} of {name} {version}, "
+                    "so its answers are to another question: give another --ledger"
                 )
-        run.ledger.add(*questions)
+        models, answers = published(one)
+        run.ledger.add(*one.benchmark.questions(), *models, *answers)
 
 
 def fuse(run: Run, candidates: Iterable[Candidate]) -> None:
@@ -127,18 +144,17 @@ def fuse(run: Run, candidates: Iterable[Candidate]) -> None:
 def answer_all(run: Run) -> None:
     """Have every candidate answer every question that it has not answered yet, each answer stored as it comes."""
     for candidate in run.candidates:
-        for benchmark, questions, sampling in _benchmarks(run):
-            stage = f"answer {benchmark.name}: {candidate.name}"
-            wanted = sum(len(q.turns) for q in questions)
-            before = stored_answers(questions, identity=candidate.id, sampling=sampling, stored=_stored(run.ledger))
-            done = sum(len(answers) for answers in before.values())
+        for one in run.asked:
+            stage = f"answer {one.benchmark.name}: {candidate.name}"
+            wanted = sum(len(q.turns) for q in one.questions)
+            done = sum(len(answers) for answers in one.answers(candidate, run.ledger).values())
             run.watch(stage, done, wanted)
             for record in answer(
-                questions,
+                one.questions,
                 identity=candidate.id,
                 model=lambda c=candidate: _ready(run, c),  # type: ignore[misc]
-                sampling=sampling,
-                stored=_stored(run.ledger),
+                sampling=one.sampling,
+                stored=stored(run.ledger),
             ):
                 run.ledger.add(record)
                 done += isinstance(record, Answer)
@@ -146,14 +162,14 @@ def answer_all(run: Run) -> None:
 
 
 def judge_all(run: Run) -> None:
-    """Have every judge judge what it has not judged yet, each judgment stored as it comes; then read the verdicts."""
-    for name in dict.fromkeys(spec.model for spec in run.experiment.judges):
-        judge_model = run.models[name]
-        for benchmark, questions, sampling in _benchmarks(run):
-            requests = _requests(run, benchmark, questions, sampling, judge_model.id)
-            run.ledger.add(*requests)
-            missing = unjudged(requests, stored=lambda keys: run.ledger.have("judgments", keys))
-            stage, total = f"judge {benchmark.name}: by {name}", len({r.judgment for r in requests})
+    """Have every judge judge what it has not judged yet, each judgment stored as it comes."""
+    for spec in run.experiment.judges:
+        judge_model = run.models[spec.model]
+        for one in run.asked:
+            wanted = _requests(run, one, spec)
+            run.ledger.add(*wanted)
+            missing = unjudged(wanted, stored=lambda keys: run.ledger.have("judgments", keys))
+            stage, total = f"judge {one.benchmark.name}: by {spec.model}", len({r.judgment for r in wanted})
             done = total - len(missing)
             run.watch(stage, done, total)
             if missing:
@@ -161,46 +177,42 @@ def judge_all(run: Run) -> None:
                     run.ledger.add(record)
                     done += 1
                     run.watch(stage, done, total)
-            judgments = {j.key: j for j in run.ledger.judgments(keys={r.judgment for r in requests})}
-            run.ledger.add(*(verdict(r, judgments[r.judgment]) for r in requests if r.judgment in judgments))
+            read_judgments(run.ledger, benchmark=one.benchmark.name, version=one.benchmark.version)
 
 
 def score_run(run: Run) -> None:
     """Select the experiment's own answers (an older sampling's may lie beside them) and score the ledger."""
     judges = tuple(dict.fromkeys(run.models[spec.model].id for spec in run.experiment.judges))
-    names = set()
-    for benchmark, questions, sampling in _benchmarks(run):
-        names.add(benchmark.name)
+    for one in run.asked:
         for candidate in run.candidates:
-            found = stored_answers(questions, identity=candidate.id, sampling=sampling, stored=_stored(run.ledger))
             run.ledger.add(
                 Selection(
                     model=candidate.id,
-                    benchmark=benchmark.name,
-                    version=benchmark.version,
-                    questions=tuple(q.id for q in questions),
-                    answers=tuple(a.key for answers in found.values() for a in answers),
-                    baseline=run.base.id,
+                    benchmark=one.benchmark.name,
+                    version=one.benchmark.version,
+                    questions=tuple(q.id for q in one.questions),
+                    answers=tuple(a.key for answers in one.answers(candidate, run.ledger).values() for a in answers),
+                    baseline=run.base.id if one.benchmark.against == "base" else None,
                     judges=judges,
                 )
             )
-    for name in sorted(names):
-        score(run.ledger, benchmark=name, against=run.base.id)
+    for one in run.asked:
+        place = f"{one.benchmark.name}@{one.benchmark.version}"
+        score(run.ledger, asset=run.asset, benchmark=place, against=run.base.id)
 
 
 def coverage(run: Run) -> Coverage:
     """Count what is there of what the experiment wants."""
     counts = [0, 0, 0, 0]
-    for benchmark, questions, sampling in _benchmarks(run):
+    for one in run.asked:
         for candidate in run.candidates:
-            found = stored_answers(questions, identity=candidate.id, sampling=sampling, stored=_stored(run.ledger))
-            counts[0] += len(found)
-            counts[1] += len(questions)
+            counts[0] += len(one.answers(candidate, run.ledger))
+            counts[1] += len(one.questions)
         for spec in run.experiment.judges:
-            requests = _requests(run, benchmark, questions, sampling, run.models[spec.model].id)
-            read = {v.request for v in run.ledger.verdicts(benchmark=benchmark.name) if v.value is not None}
-            counts[2] += sum(request.key in read for request in requests)
-            counts[3] += len(requests)
+            wanted = _requests(run, one, spec)
+            read = {v.request for v in run.ledger.verdicts(benchmark=one.benchmark.name) if v.value is not None}
+            counts[2] += sum(request.key in read for request in wanted)
+            counts[3] += len(wanted)
     return Coverage(*counts)
 
 
@@ -211,100 +223,28 @@ def plan(run: Run) -> list[dict[str, object]]:
         made = candidate.folder is None or candidate.folder.exists()
         if not made and not _is_answered(run, candidate):
             rows.append({"stage": "make", "model": candidate.name, "of": candidate.model.kind, "missing": 1})
-        for benchmark, questions, sampling in _benchmarks(run):
-            found = stored_answers(questions, identity=candidate.id, sampling=sampling, stored=_stored(run.ledger))
-            turns = sum(len(q.turns) for q in questions if q.id not in found)
-            rows.append({"stage": "answer", "model": candidate.name, "of": benchmark.name, "missing": turns})
+        for one in run.asked:
+            found = one.answers(candidate, run.ledger)
+            turns = sum(len(q.turns) for q in one.questions if q.id not in found)
+            rows.append({"stage": "answer", "model": candidate.name, "of": one.benchmark.name, "missing": turns})
     for spec in run.experiment.judges:
-        for benchmark, questions, sampling in _benchmarks(run):
-            judge_id = run.models[spec.model].id
-            requests = _requests(run, benchmark, questions, sampling, judge_id, unanswered=True)
-            stored = run.ledger.have("judgments", {r.judgment for r in requests})
-            missing = sum(r.judgment not in stored for r in requests)
-            rows.append({"stage": "judge", "model": spec.model, "of": benchmark.name, "missing": missing})
+        for one in run.asked:
+            wanted = _requests(run, one, spec, unanswered=True)
+            there = run.ledger.have("judgments", {r.judgment for r in wanted})
+            missing = sum(r.judgment not in there for r in wanted)
+            rows.append({"stage": "judge", "model": spec.model, "of": one.benchmark.name, "missing": missing})
     return rows
 
 
-def first_questions(questions: Sequence[Question], limit: int | None) -> list[Question]:
-    """Return ``limit`` questions spread evenly over the categories; a smaller limit's are among a larger one's."""
-    if limit is None or limit >= len(questions):
-        return list(questions)
-    seen: dict[str, int] = defaultdict(int)
-    rank = {}
-    for q in questions:
-        rank[q.id] = seen[q.category]
-        seen[q.category] += 1
-    kept = {q.id for q in sorted(questions, key=lambda q: rank[q.id])[:limit]}
-    return [q for q in questions if q.id in kept]
-
-
-Selected = tuple[Benchmark, list[Question], Callable[[Question], Sampling]]
-
-
-def _benchmarks(run: Run) -> list[Selected]:
-    return [_select(spec, run) for spec in run.experiment.benchmarks]
-
-
-def _select(spec: BenchmarkSpec, run: Run) -> Selected:
-    benchmark = find_benchmark(spec.name)
-    limits = [limit for limit in (spec.limit, run.limit) if limit is not None]
-    given = {k: v for k, v in run.experiment.sampling.model_dump().items() if v is not None}
-    if "stop" in given:
-        given["stop"] = tuple(given["stop"])
-
-    def sampling(question: Question) -> Sampling:
-        return replace(benchmark.sampling(question), seed=run.experiment.seed, **given)
-
-    return benchmark, first_questions(benchmark.questions(), min(limits, default=None)), sampling
-
-
-def _stored(ledger: Ledger) -> Callable[[Sequence[str]], dict[str, Answer]]:
-    return lambda keys: {a.key: a for a in ledger.answers(keys=keys)} if keys else {}
+def _requests(run: Run, one: Asked, spec: JudgeSpec, *, unanswered: bool = False) -> list[JudgeRequest]:
+    judge_id = run.models[spec.model].id
+    return requests(one, spec, judge_id, candidates=run.candidates, ledger=run.ledger, unanswered=unanswered)
 
 
 def _is_answered(run: Run, candidate: Candidate) -> bool:
-    return all(
-        len(stored_answers(questions, identity=candidate.id, sampling=sampling, stored=_stored(run.ledger)))
-        == len(questions)
-        for _, questions, sampling in _benchmarks(run)
-    )
+    return all(len(one.answers(candidate, run.ledger)) == len(one.questions) for one in run.asked)
 
 
 def _ready(run: Run, candidate: Candidate) -> ChatModel:
     fuse(run, [candidate])
     return run.engines.chat_model(candidate)
-
-
-def _requests(
-    run: Run,
-    benchmark: Benchmark,
-    questions: Sequence[Question],
-    sampling: Callable[[Question], Sampling],
-    judge_id: str,
-    *,
-    unanswered: bool = False,
-) -> list[JudgeRequest]:
-    """Return what to ask about the stored answers; with ``unanswered``, about empty ones too, to be counted only."""
-
-    def of(candidate: Candidate) -> dict[str, tuple[Answer, ...]]:
-        found = stored_answers(questions, identity=candidate.id, sampling=sampling, stored=_stored(run.ledger))
-        empty = {q.id: _no_answers(q, candidate) for q in questions} if unanswered else {}
-        return {**empty, **found}
-
-    base = of(run.base)
-    asked: list[JudgeRequest] = []
-    for candidate in run.candidates[1:]:
-        answers = of(candidate)
-        for q in questions:
-            if q.id in answers:
-                asked += benchmark.requests(q, answers[q.id], base.get(q.id, ()), judge_id)
-    return asked
-
-
-def _no_answers(question: Question, candidate: Candidate) -> tuple[Answer, ...]:
-    turns = range(1, len(question.turns) + 1)
-    return tuple(
-        Answer(f"{candidate.id}:{question.id}:{turn}", candidate.id, question.benchmark, question.version, question.id,
-               turn, f"[{candidate.name}]", "stop", 0, 0, 0.0, 0, Sampling())
-        for turn in turns
-    )  # fmt: skip

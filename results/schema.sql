@@ -221,6 +221,45 @@ CREATE TABLE coefficients (                -- what a merge used of every tensor:
     PRIMARY KEY (model, tensor, name, source)
 );
 
+-- version 3
+
+-- The order of arrival within one transaction; NULL in rows of older ledgers, which recorded_at orders.
+ALTER TABLE answers ADD COLUMN position BIGINT;
+ALTER TABLE judgments ADD COLUMN position BIGINT;
+ALTER TABLE verdicts ADD COLUMN reader BIGINT;       -- which version of the readers read it; NULL: read it again
+ALTER TABLE verdicts ADD COLUMN position BIGINT;     -- the order in which the judgments came
+ALTER TABLE differences ADD COLUMN p_holm DOUBLE;    -- p corrected for all differences computed with it
+ALTER TABLE differences ADD COLUMN detectable DOUBLE; -- the smallest true difference found with 80 % power
+
+CREATE TABLE kept AS SELECT * FROM item_scores;
+DROP TABLE item_scores;
+
+CREATE TABLE item_scores (                 -- made anew by every scoring, so it needs no key
+    model VARCHAR NOT NULL,
+    benchmark VARCHAR NOT NULL,
+    version VARCHAR NOT NULL,
+    judge VARCHAR NOT NULL,
+    baseline VARCHAR,
+    metric VARCHAR NOT NULL,
+    question VARCHAR NOT NULL,
+    value DOUBLE,                          -- NULL: missing
+    weight DOUBLE NOT NULL,                -- of the question in the metric's mean
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+INSERT INTO item_scores BY NAME SELECT * REPLACE (nullif(baseline, '') AS baseline), 1.0 AS weight FROM kept;
+DROP TABLE kept;
+
+CREATE TABLE imported (                    -- the rows of imported files, so that they can be exported as they were
+    key VARCHAR,                           -- of the file's row: its content, whose it is, which of equal ones
+    kind VARCHAR,                          -- project and kind of row
+    position BIGINT,                       -- grows in the order of importing
+    extra VARCHAR NOT NULL,                -- JSON text: the row, less the texts that other tables hold, and their keys
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (key, kind, position)
+);
+
 -- views
 
 CREATE OR REPLACE VIEW model_names AS

@@ -17,13 +17,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from evals.records import (
     Answer,
     Coefficient,
     Difference,
     Failure,
+    Imported,
     ItemScore,
     JudgeRequest,
     Judgment,
@@ -36,8 +37,11 @@ from evals.records import (
 )
 from results.connect import connect
 from results.errors import LedgerBusy, LedgerError
-from results.tables import TABLES, Record, clean
+from results.tables import ITEMS, TABLES, Record, clean
 from results.write import Row, transaction, write
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 T = TypeVar("T")
 
@@ -122,7 +126,8 @@ class Ledger:
     def add(self, *records: Record) -> None:
         """Store records, at the latest 0.25 s from now; a record stored twice is there once.
 
-        Of answers, judgments, judge requests and questions the first stored stays; of everything else the last.
+        Of answers, judgments, judge requests, questions and imported rows the first stored stays; of everything else
+        the last.
         An answer or judgment removes the failure of its key, and a failure of one that is there is not stored.
         """
         self._enqueue([_row(record) for record in records])
@@ -130,6 +135,17 @@ class Ledger:
     def add_scores(self, scores: Iterable[Score], *, provenance: Mapping[str, Any]) -> None:
         """Store scores with what they rest on, as JSON (see ``scores.provenance`` in ``schema.sql``)."""
         self._enqueue([_row(score, provenance) for score in scores])
+
+    def add_items(self, items: DataFrame, *, benchmark: str, version: str) -> None:
+        """Store item scores, now: a frame with the columns of ``item_scores`` that are not given here."""
+        with self._writing() as connection:
+            connection.register("incoming", items)
+            connection.execute(
+                "INSERT INTO item_scores BY NAME SELECT *, ?::VARCHAR AS benchmark, ?::VARCHAR AS version, "
+                "?::VARCHAR AS run, now() AS recorded_at FROM incoming",
+                [benchmark, version, self._run],
+            )
+            connection.unregister("incoming")
 
     def flush(self) -> None:
         """Commit everything added so far, now."""
@@ -258,6 +274,10 @@ class Ledger:
         """Return the coefficients that merges used, of one merged model or all."""
         return self._read(Coefficient, model=model)
 
+    def imported(self, *, kind: str | None = None) -> list[Imported]:
+        """Return what imported files held beyond the records made of them."""
+        return self._read(Imported, kind=kind)
+
     def merged(self) -> set[str]:
         """Return the identities of the models whose merge coefficients are stored."""
         return {model for (model,) in self.sql("SELECT DISTINCT model FROM coefficients").fetchall()}
@@ -276,7 +296,7 @@ class Ledger:
     def _read(
         self, type_: type[T], *, among: Mapping[str, Iterable[str] | None] | None = None, **equal: str | None
     ) -> list[T]:
-        table = TABLES[type_]
+        table = ITEMS if type_ is ItemScore else TABLES[type_]
         conditions = [f"{column} = ?" for column, value in equal.items() if value is not None]
         values: list[Any] = [clean(value) for value in equal.values() if value is not None]
         cursor = self._cursor()
@@ -354,7 +374,7 @@ def _row(record: Record, provenance: Mapping[str, Any] | None = None) -> Row:
         names = ", ".join(sorted(known.__name__ for known in TABLES))
         raise TypeError(f"a ledger stores no {type_.__name__}: {record!r}; it stores {names}")
     extra: tuple[Any, ...] = ()
-    if type_ is Question:
+    if type_ in (Question, Answer, Judgment, Verdict):
         extra = (next(_POSITIONS),)
     elif type_ is Score:
         text = json.dumps(dict(provenance or {}), ensure_ascii=False, allow_nan=False, sort_keys=True)

@@ -14,6 +14,7 @@ from evals.records import (
     Coefficient,
     Difference,
     Failure,
+    Imported,
     ItemScore,
     JudgeRequest,
     Judgment,
@@ -34,13 +35,13 @@ Record: TypeAlias = (
     | JudgeRequest
     | Judgment
     | Verdict
-    | ItemScore
     | Score
     | Difference
     | Selection
     | Failure
     | TrainingPoint
     | Coefficient
+    | Imported
 )
 
 
@@ -172,7 +173,6 @@ _SPECIAL: Mapping[tuple[type[Any], str], tuple[str, Callable[[Any], Any], Callab
     (Judgment, "top_logprobs"): _pairs("token", "logprob"),
     (TrainingPoint, "extra"): _pairs("name", "value"),
     # Part of a primary key, which takes no NULL.
-    (ItemScore, "baseline"): ("VARCHAR", lambda value: _text(value or ""), lambda value: value or None),
     (Score, "baseline"): ("VARCHAR", lambda value: _text(value or ""), lambda value: value or None),
     (Coefficient, "source"): ("VARCHAR", lambda value: _text(value or ""), lambda value: value or None),
     (Difference, "baseline"): ("VARCHAR", lambda value: _text(value or ""), lambda value: value or None),
@@ -181,7 +181,13 @@ _RENAMED = {"order": "answer_order", "check": "check_rule"}  # SQL reserves both
 
 
 def _table(
-    type_: type[Any], name: str, *, key: str, order: str = "", replace: bool = False, extra: tuple[Column, ...] = ()
+    type_: type[Any],
+    name: str,
+    *,
+    key: str = "",
+    order: str = "",
+    replace: bool = False,
+    extra: tuple[Column, ...] = (),
 ) -> Table:
     columns = [
         Column(_RENAMED.get(f.name, f.name), *(_SPECIAL.get((type_, f.name)) or _KINDS[str(f.type)]))
@@ -190,6 +196,8 @@ def _table(
     return Table(name, tuple(key.split()), tuple(columns), order or ", ".join(key.split()), replace, extra)
 
 
+_ARRIVAL = (Column("position", "BIGINT", _same, _same),)  # grows, so that rows of one transaction have an order
+
 TABLES: Mapping[type[Any], Table] = {
     Model: _table(Model, "models", key="id", order="name, id", replace=True),
     Question: _table(
@@ -197,23 +205,23 @@ TABLES: Mapping[type[Any], Table] = {
         "questions",
         key="benchmark version id",
         order="benchmark, version, position",  # the benchmark's own: rowid is not (INSERT OR IGNORE sorts by key)
-        extra=(Column("position", "BIGINT", _same, _same),),
+        extra=_ARRIVAL,
     ),
     Failure: _table(Failure, "failures", key="key", order="stage, model, benchmark, question, key", replace=True),
-    Answer: _table(Answer, "answers", key="key", order="benchmark, version, question, turn, model, key"),
+    Answer: _table(
+        Answer, "answers", key="key", order="benchmark, version, question, turn, model, key", extra=_ARRIVAL
+    ),
     JudgeRequest: _table(
         JudgeRequest, "judge_requests", key="key", order="benchmark, version, judge, question, turn, model, key"
     ),
-    Judgment: _table(Judgment, "judgments", key="key"),
+    Judgment: _table(Judgment, "judgments", key="key", extra=_ARRIVAL),
     Verdict: _table(
         Verdict,
         "verdicts",
         key="request judge",
         order="benchmark, version, judge, question, turn, model, request",
         replace=True,
-    ),
-    ItemScore: _table(
-        ItemScore, "item_scores", key="model benchmark version judge baseline metric question", replace=True
+        extra=_ARRIVAL,
     ),
     Score: _table(
         Score,
@@ -229,4 +237,8 @@ TABLES: Mapping[type[Any], Table] = {
     TrainingPoint: _table(TrainingPoint, "training", key="model step", replace=True),
     # The order of rows is that of the merged checkpoint's tensors; two of one name differ in their source.
     Coefficient: _table(Coefficient, "coefficients", key="model tensor name source", replace=True),
+    Imported: _table(Imported, "imported", key="key kind position"),
 }
+
+ITEMS = _table(ItemScore, "item_scores", order="model, benchmark, version, judge, baseline, metric, question")
+"""Item scores have no key: they come as one data frame a benchmark, see Ledger.add_items."""

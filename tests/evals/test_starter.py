@@ -1,8 +1,14 @@
+import math
+from pathlib import Path
+
+import pandas
 import pytest
 
-from evals.benchmark import Wanted
-from evals.records import Answer, Verdict
-from evals.starter import BENCHMARK, items, questions, requests, sampling
+from evals.benchmark import VERDICT_COLUMNS, Evidence, Wanted
+from evals.records import Answer
+from evals.starter import load, questions, requests, sampling, score
+
+BENCHMARK = load(Path)
 
 OPEN = next(q for q in questions() if q.check is None and len(q.turns) == 2)
 EXACT = next(q for q in questions() if q.check == "final_number")
@@ -16,15 +22,24 @@ def answers(question, model, *texts):
 
 
 def said(question, order, value, *, judge="j", model="m"):
-    return Verdict("r", judge, "starter", "1", question.id, 1, model, "base", order, value)
+    value = math.nan if value is None else value
+    return (model, judge, "base", question.id, 1, order, value, True)
 
 
 EVERY = frozenset(q.id for q in questions())
 
 
+def items(verdicts, wanted):
+    frame = pandas.DataFrame(verdicts, columns=list(VERDICT_COLUMNS))
+    frame["counts"] = frame["counts"].astype(bool)
+    return score(Evidence(questions(), wanted, frame, pandas.DataFrame())).items
+
+
 def win_rate(verdicts):
-    wanted = [Wanted("m", "j", "base", EVERY)]
-    return {i.question: i.value for i in items(questions(), verdicts, wanted) if i.metric == "win_rate"}
+    found = items(verdicts, [Wanted("m", "j", "base", EVERY)])
+    assert set(found["metric"]) == {"win_rate"}
+    values = dict(zip(found["question"], found["value"], strict=True))
+    return {question: None if math.isnan(value) else value for question, value in values.items()}
 
 
 def test_a_right_number_is_checked_without_a_judge():
@@ -72,17 +87,21 @@ def test_a_judge_that_always_prefers_one_position_makes_an_even_win_rate():
 
 
 def test_a_model_without_a_single_verdict_is_there_with_everything_missing():
-    found = items(questions(), [], [Wanted("m", "check", None, EVERY), Wanted("m", "j", "base", EVERY)])
-    assert {i.metric.partition(":")[0] for i in found} == {"accuracy", "win_rate"}
-    assert {i.value for i in found} == {None}
+    found = items([], [Wanted("m", "check", None, EVERY), Wanted("m", "j", "base", EVERY)])
+    assert set(found["metric"].str.partition(":")[0]) == {"accuracy", "win_rate"}
+    assert found["value"].isna().all()
 
 
 def test_only_the_questions_that_were_wanted_count():
-    found = items(questions(), [], [Wanted("m", "check", None, frozenset({EXACT.id}))])
-    assert [i.question for i in found] == [EXACT.id, EXACT.id]
+    found = items([], [Wanted("m", "check", None, frozenset({EXACT.id}))])
+    assert list(found["question"]) == [EXACT.id, EXACT.id]
 
 
 def test_verdicts_against_another_baseline_are_kept_apart():
     verdicts = [said(OPEN, "model_first", 0.8), said(OPEN, "baseline_first", 0.4)]
-    found = items(questions(), verdicts, [Wanted("m", "j", "other", EVERY)])
-    assert {i.value for i in found} == {None}
+    assert items(verdicts, [Wanted("m", "j", "other", EVERY)])["value"].isna().all()
+
+
+def test_a_verdict_on_replaced_answers_does_not_count():
+    stale = [(*said(OPEN, order, 0.8)[:-1], False) for order in ("model_first", "baseline_first")]
+    assert win_rate(stale)[OPEN.id] is None

@@ -46,7 +46,7 @@ def test_the_demo_file_is_valid_and_the_example_is_the_same_file():
         ({"benchmarks": [{"name": "starter", "limit": 0}]}, "equal to 1, not 0 \\(benchmarks\\[0\\].limit"),
         ({"seed": True}, "valid integer, not True \\(seed in"),
         ({"sampling": {"temperature": "5e-1"}}, "YAML reads 5e-1 as text, write 5.0e-1 \\(sampling.temperature in"),
-        ({"benchmarks": ["starter", "starter@1"]}, "'starter' is used twice \\(benchmarks\\[1\\]"),
+        ({"benchmarks": ["starter", "starter@1"]}, "'starter@1' is used twice \\(benchmarks\\[1\\]"),
         ({"report": "."}, "'.' is a folder: name a file in it \\(report in"),
         ({"models": [{"name": "x", "endpoint": {"model": "m", "base_url": "localhost:8000"}}]}, "must begin with http"),
         ({"models": [{"name": "x", "pth": "base"}]}, "there is no 'pth' here; .*mean 'path'\\? \\(models\\[0\\].pth"),

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -6,7 +7,7 @@ from evals.benchmark import judge_request
 from evals.chat import NoReply, Reply
 from evals.records import Answer, Failure, Judgment, Message, Question, Sampling
 from judges.judge import judge, unjudged
-from judges.replies import a_or_b, verdict
+from judges.replies import REPLIES, a_or_b, verdict
 
 
 def answer(model, text):
@@ -89,3 +90,55 @@ def test_a_reply_becomes_a_judgment_and_no_reply_a_failure():
     found = list(judge(asked, by=by))
     assert found[0] == Judgment(asked[0].judgment, "j", "A", "stop", (("A", -0.1),), 7, 1, 0.2, "gpt")
     assert found[1] == Failure(asked[1].judgment, "judge", "j", "b", "q", "rate_limit", "slow down", 5)
+
+
+class Talkative:
+    """Says the next text of each conversation that it is asked about; ``heard`` are the conversations, call by call."""
+
+    def __init__(self, *conversations):
+        self.conversations, self.heard = conversations, []
+
+    def chat(self, requests):
+        self.heard.append([tuple((m.role, m.content) for m in r.messages) for r in requests])
+        for index, asked in enumerate(requests):
+            number = int(asked.messages[0].content)
+            text = self.conversations[number][len(asked.messages) // 2]
+            said = Reply(text, "stop", 10, 2, 0.5, "gpt") if text is not None else NoReply("timeout", "late", 3)
+            yield index, said
+
+
+def five_verdicts(number):
+    return replace(request(text=str(number)), reply="five_verdicts", judgment=f"{number:08x}")
+
+
+def test_a_reply_without_a_label_is_asked_once_to_go_on_in_the_same_conversation():
+    by = Talkative(["Well,", "so [[A>B]]"], ["[[B>A]]"], ["Well,", "still no label"])
+    found = list(judge([five_verdicts(n) for n in range(3)], by=by))
+    assert [j.text for j in found] == ["[[B>A]]", "Well,\nso [[A>B]]", "Well,\nstill no label"]
+    assert [verdict(five_verdicts(0), j).value for j in found] == [0.25, 0.75, None]
+    go_on = (("assistant", "Well,"), ("user", REPLIES["five_verdicts"].again))
+    assert by.heard[1] == [(("user", "0"), *go_on), (("user", "2"), *go_on)]
+    assert [(j.prompt_tokens, j.output_tokens, j.seconds) for j in found] == [(10, 2, 0.5), (20, 4, 1.0), (20, 4, 1.0)]
+
+
+@pytest.mark.parametrize("text", ["[[A>B]] or [[B>A]]", "[[A]]"])
+def test_labels_that_differ_or_are_unknown_are_not_asked_about_again(text):
+    by = Talkative([text, "never heard"])
+    assert [j.text for j in judge([five_verdicts(0)], by=by)] == [text]
+    assert len(by.heard) == 1
+
+
+def test_what_is_held_back_holds_up_nothing_else():
+    arriving = judge([five_verdicts(0), five_verdicts(1)], by=Talkative(["Well,", "[[A=B]]"], ["[[A=B]]"]))
+    assert next(arriving).key == five_verdicts(1).judgment
+
+
+def test_where_going_on_fails_the_first_reply_is_the_judgment():
+    [found] = judge([five_verdicts(0)], by=Talkative(["Well,", None]))
+    assert (found.text, found.output_tokens, verdict(five_verdicts(0), found).value) == ("Well,", 2, None)
+
+
+def test_a_first_call_that_fails_is_a_failure_and_not_asked_to_go_on():
+    by = Talkative([None])
+    assert [type(record) for record in judge([five_verdicts(0)], by=by)] == [Failure]
+    assert len(by.heard) == 1

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import duckdb
+import pandas
 import pytest
 
 from evals.records import (
@@ -18,6 +19,7 @@ from evals.records import (
     Coefficient,
     Difference,
     Failure,
+    Imported,
     ItemScore,
     JudgeRequest,
     Judgment,
@@ -55,12 +57,15 @@ REQUEST = JudgeRequest(
 )
 JUDGMENT = Judgment("g1", "j" * 32, "A", "stop", (("A", -0.1), ("B", -2.5)), 99, 1, 0.5, "served")
 VERDICT = Verdict("r1", "j" * 32, "starter", "1", "q1", 2, MODEL.id, None, "single", 0.75)
-ITEM = ItemScore(MODEL.id, "starter", "1", "check", None, "accuracy", "q1", None)
+ITEM = ItemScore(MODEL.id, "starter", "1", "check", None, "accuracy", "q1", None, 2.0)
 SCORE = Score(MODEL.id, "starter", "1", "check", None, "accuracy", 50.0, 40.0, 60.0, 10, 2, ("few questions",))
-DIFFERENCE = Difference(MODEL.id, "other", "starter", "1", "check", None, "accuracy", 1.0, -2.0, 3.0, 0.5, 10, 0)
+DIFFERENCE = Difference(
+    MODEL.id, "other", "starter", "1", "check", None, "accuracy", 1.0, -2.0, 3.0, 0.5, 10, 0, 0.9, 2.5
+)
 SELECTION = Selection(MODEL.id, "starter", "1", ("q1", "q2"), ("a1",), "other", ("j" * 32,))
 FAILURE = Failure("a9", "answer", MODEL.id, "starter", "q9", "timeout", "took 60 s", 3)
 COEFFICIENT = Coefficient(MODEL.id, "model.norm.weight", None, "conflict", 0.25)
+IMPORTED = Imported("a1", "fastchat answers", 0, '{"tstamp": 1.5}')
 POINT = TrainingPoint(MODEL.id, 10, 2.5, 1e-4, 4096, (("grad_norm", 1.5),))
 
 
@@ -89,13 +94,13 @@ def everything(ledger: Ledger) -> list[list[object]]:
             ledger.judge_requests(),
             ledger.judgments(),
             ledger.verdicts(),
-            ledger.item_scores(),
             ledger.scores(),
             ledger.differences(),
             ledger.selections(),
             ledger.failures(),
             ledger.training(),
             ledger.coefficients(),
+            ledger.imported(),
         )
     ]
 
@@ -107,13 +112,13 @@ RECORDS = (
     REQUEST,
     JUDGMENT,
     VERDICT,
-    ITEM,
     SCORE,
     DIFFERENCE,
     SELECTION,
     FAILURE,
     POINT,
     COEFFICIENT,
+    IMPORTED,
 )
 
 
@@ -226,9 +231,19 @@ def test_scores_carry_their_provenance(ledger: Ledger) -> None:
     assert rows == [("2.4", True)] * 2
 
 
+def item_frame() -> pandas.DataFrame:
+    return pandas.DataFrame([asdict(ITEM)]).drop(columns=["benchmark", "version"])
+
+
+def test_item_scores_come_as_a_frame_and_leave_as_records(ledger: Ledger) -> None:
+    ledger.add_items(item_frame(), benchmark="starter", version="1")
+    assert ledger.item_scores() == [ITEM]
+
+
 def test_scores_of_a_benchmark_are_cleared_and_no_others(ledger: Ledger) -> None:
     kept = [replace(SCORE, version="2"), replace(SCORE, model="x")]
-    ledger.add(SCORE, ITEM, DIFFERENCE, *kept)
+    ledger.add(SCORE, DIFFERENCE, *kept)
+    ledger.add_items(item_frame(), benchmark="starter", version="1")
     ledger.clear_scores(benchmark="starter", version="1", models=[MODEL.id])
     assert (ledger.scores(), ledger.item_scores(), ledger.differences()) == (kept, [], [])
     ledger.clear_scores(benchmark="starter", version="1")

@@ -1,0 +1,149 @@
+"""What an experiment asks: of every benchmark the chosen questions, how they are drawn, and what judges are shown."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from evals.answer import stored_answers
+from evals.benchmark import Benchmark, Locate, published_answer, published_model, resampled
+from evals.catalog import find_benchmark
+from evals.keys import content_key
+from evals.records import Answer, JudgeRequest, Model, Question, Sampling
+from fuseval.config import BenchmarkSpec, ConfigError, Experiment, JudgeSpec
+from fuseval.models import Candidate
+from results.store import Ledger
+
+Conversations = Mapping[str, tuple[Answer, ...]]  # question id -> its answers, turn by turn
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One benchmark of an experiment: which of its questions, and how their answers are drawn."""
+
+    benchmark: Benchmark
+    questions: Sequence[Question]
+    sampling: Callable[[Question], Sampling]
+
+    def answers(self, candidate: Candidate, ledger: Ledger) -> dict[str, tuple[Answer, ...]]:
+        """Return what the ledger holds of the candidate's answers, where every turn of a question is answered."""
+        return stored_answers(self.questions, identity=candidate.id, sampling=self.sampling, stored=stored(ledger))
+
+
+def asked(
+    experiment: Experiment, *, asset: Locate, limit: int | None = None, only: Collection[str] = ()
+) -> list[Asked]:
+    """Return the experiment's benchmarks; of each at most ``limit`` questions, or those of the ids in ``only``."""
+    found = [_asked(spec, experiment, asset=asset, limit=limit) for spec in experiment.benchmarks]
+    if not only:
+        return found
+    known = {q.id for one in found for q in one.benchmark.questions()}
+    if strange := sorted(set(only) - known):
+        raise ConfigError(f"no benchmark of the experiment has a question {', '.join(map(repr, strange))}")
+    return [replace(one, questions=[q for q in one.benchmark.questions() if q.id in only]) for one in found]
+
+
+def stored(ledger: Ledger) -> Callable[[Sequence[str]], dict[str, Answer]]:
+    """Return what looks answers up by their keys."""
+    return lambda keys: {a.key: a for a in ledger.answers(keys=keys)} if keys else {}
+
+
+def chosen(questions: Sequence[Question], limit: int | None, *, seed: int | None = None) -> list[Question]:
+    """Return ``limit`` questions spread evenly over the categories; a smaller limit's are among a larger one's.
+
+    Of each category the first, or with a seed random ones.
+    """
+    if limit is None or limit >= len(questions):
+        return list(questions)
+    order = list(questions)
+    if seed is not None:
+        order.sort(key=lambda q: content_key("subset", seed, q.benchmark, q.version, q.id))
+    seen: dict[str, int] = defaultdict(int)
+    rank = {}
+    for q in order:
+        rank[q.id] = seen[q.category]
+        seen[q.category] += 1
+    kept = {q.id for q in sorted(order, key=lambda q: rank[q.id])[:limit]}
+    return [q for q in questions if q.id in kept]
+
+
+def published(one: Asked) -> tuple[list[Model], list[Answer]]:
+    """Return the models that a benchmark brings answers of, and those answers to the chosen questions."""
+    models: dict[str, Model] = {}
+    answers: list[Answer] = []
+    for q in one.questions if one.benchmark.baseline else ():
+        name = one.benchmark.baseline(q)  # type: ignore[misc]
+        models.setdefault(name, published_model(name, source=f"published with {one.benchmark.name}"))
+        answers += _published_answers(one.benchmark, q)
+    return list(models.values()), answers
+
+
+def requests(
+    one: Asked,
+    judge: JudgeSpec,
+    judge_id: str,
+    *,
+    candidates: Sequence[Candidate],
+    ledger: Ledger,
+    unanswered: bool = False,
+) -> list[JudgeRequest]:
+    """Return what to ask a judge about the stored answers of the candidates, whose first is the experiment's base.
+
+    With ``unanswered``, about empty ones too, to be counted only.
+    """
+
+    def of(candidate: Candidate) -> Conversations:
+        empty = {q.id: _no_answers(q, candidate) for q in one.questions} if unanswered else {}
+        return {**empty, **one.answers(candidate, ledger)}
+
+    conversations = {candidate.id: of(candidate) for candidate in candidates}
+    found: list[JudgeRequest] = []
+    for place, candidate in enumerate(candidates):
+        answered = conversations[candidate.id]
+        for beside in _beside(one, [conversations[before.id] for before in candidates[:place]]):
+            for q in one.questions:
+                shown = beside.get(q.id, ())
+                if q.id in answered and not (shown and shown[0].model == candidate.id):
+                    found += one.benchmark.requests(q, answered[q.id], shown, judge_id)
+    if judge.max_tokens is None:
+        return found
+    return [resampled(r, replace(r.sampling, max_tokens=judge.max_tokens)) for r in found]
+
+
+def _asked(spec: BenchmarkSpec, experiment: Experiment, *, asset: Locate, limit: int | None) -> Asked:
+    benchmark = find_benchmark(spec.name, asset=asset, options=spec.options)
+    limits = [most for most in (spec.limit, limit) if most is not None]
+    given = {k: v for k, v in experiment.sampling.model_dump().items() if v is not None}
+    if "stop" in given:
+        given["stop"] = tuple(given["stop"])
+
+    def sampling(question: Question) -> Sampling:
+        return replace(benchmark.sampling(question), seed=experiment.seed, **given)
+
+    return Asked(benchmark, chosen(benchmark.questions(), min(limits, default=None), seed=spec.seed), sampling)
+
+
+def _beside(one: Asked, before: Sequence[Conversations]) -> list[Conversations]:
+    """Return whose answers a candidate's are shown beside; ``before`` are those of the candidates before it."""
+    if one.benchmark.against == "published":
+        return [{q.id: _published_answers(one.benchmark, q) for q in one.questions}]
+    if one.benchmark.against == "nothing":
+        return [{}]
+    return list(before if one.benchmark.against == "each" else before[:1])
+
+
+def _published_answers(benchmark: Benchmark, question: Question) -> tuple[Answer, ...]:
+    assert benchmark.baseline is not None and benchmark.baseline_answers is not None
+    name = benchmark.baseline(question)
+    model, turns = published_model(name).id, benchmark.baseline_answers(name)[question.id]
+    return tuple(published_answer(question, model=model, turn=turn, text=text) for turn, text in enumerate(turns, 1))
+
+
+def _no_answers(question: Question, candidate: Candidate) -> tuple[Answer, ...]:
+    turns = range(1, len(question.turns) + 1)
+    return tuple(
+        Answer(f"{candidate.id}:{question.id}:{turn}", candidate.id, question.benchmark, question.version, question.id,
+               turn, f"[{candidate.name}]", "stop", 0, 0, 0.0, 0, Sampling())
+        for turn in turns
+    )  # fmt: skip

@@ -1,0 +1,141 @@
+"""What a command works with: the checked experiment, its open ledger and engines; caches and upstream files."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fuseval.terminal import stages
+
+if TYPE_CHECKING:
+    from evals.benchmark import Locate
+    from fuseval.config import Experiment
+    from fuseval.models import Candidate
+    from fuseval.pipeline import Run
+    from results.store import Ledger
+
+
+@contextlib.contextmanager
+def running(
+    command: str,
+    file: Path,
+    ledger: Path | None,
+    *,
+    limit: int | None = None,
+    only: Sequence[str] = (),
+    dry_run: bool = False,
+) -> Iterator[Run]:
+    """Check everything that can be checked, then open the ledger and the engines, and close them whatever happens.
+
+    ``only`` are ids of questions; a dry run stores nothing.
+    """
+    from fuseval.config import load_experiment
+    from fuseval.engines import Engines
+    from fuseval.models import resolve
+    from fuseval.pipeline import Run
+    from fuseval.scoring import versions
+
+    experiment = load_experiment(file)
+    models = resolve(experiment, beside=file.parent, cache=cache_folder())
+    path = ledger or Path(experiment.ledger).expanduser()
+    asset = locate_asset()
+    with open_or_pretend(path, read_only=dry_run) as opened, stages() as watch:
+        engines = Engines(experiment.engine.settings(), watch, os.environ)
+        session = Run(experiment, models, opened, engines, watch, asset, limit, tuple(only))
+        if dry_run:
+            yield session
+            return
+        run_id = opened.start_run(command=command, experiment=experiment.model_dump_json(), versions=versions())
+        outcome = "failed"
+        try:
+            yield session
+            outcome = "done"
+        except KeyboardInterrupt:
+            outcome = "interrupted"
+            raise
+        finally:
+            engines.close()
+            opened.end_run(run_id, outcome=outcome)
+
+
+@contextlib.contextmanager
+def storing_merges(experiment: Experiment, path: Path | None) -> Iterator[dict[str, Candidate]]:
+    """Open the ledger before anything is merged, and store then the models put here and their coefficients."""
+    from fuseval.models import merge_coefficients
+    from fuseval.scoring import versions
+    from results.store import Ledger
+
+    models: dict[str, Candidate] = {}
+    if path is None:
+        yield models
+        return
+    with Ledger.open(path) as opened:
+        run_id = opened.start_run(command="merge", experiment=experiment.model_dump_json(), versions=versions())
+        outcome = "failed"
+        try:
+            yield models
+            opened.add(*(candidate.model for candidate in models.values()))
+            for candidate in models.values():
+                opened.add(*merge_coefficients(candidate))
+            outcome = "done"
+        finally:
+            opened.end_run(run_id, outcome=outcome)
+
+
+@contextlib.contextmanager
+def open_or_pretend(path: Path, *, read_only: bool) -> Iterator[Ledger]:
+    """Open a ledger, made if need be; to look only at one that is not there, an empty one is made elsewhere."""
+    import tempfile
+
+    from results.store import Ledger
+
+    with tempfile.TemporaryDirectory() as elsewhere:
+        pretend = read_only and not path.exists()
+        with Ledger.open(Path(elsewhere) / "empty" if pretend else path, read_only=read_only and not pretend) as opened:
+            yield opened
+
+
+@contextlib.contextmanager
+def open_ledger(path: Path, *, read_only: bool = False) -> Iterator[Ledger]:
+    """Open a ledger that must be there; raises ConfigError where it is not."""
+    from fuseval.config import ConfigError
+    from results.store import Ledger
+
+    if not path.exists():
+        raise ConfigError(f"there is no ledger {path}: give --ledger, or make one with `fuseval run`")
+    with Ledger.open(path, read_only=read_only) as opened:
+        yield opened
+
+
+def cache_folder() -> Path:
+    """Return where downloads and converted models are kept: FUSEVAL_CACHE, or the user's cache folder."""
+    given = os.environ.get("FUSEVAL_CACHE")
+    if given:
+        return Path(given).expanduser().absolute()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("fuseval")
+
+
+def locate_asset() -> Locate:
+    """Return what finds upstream files: cached, mirrored, or downloaded."""
+    from evals.assets import find
+
+    return functools.partial(find, cache=cache_folder() / "assets", mirror=mirror_folder())
+
+
+def mirror_folder() -> Path | None:
+    """Return the folder that FUSEVAL_ASSETS names as the offline mirror, if it is set; raises ConfigError."""
+    given = os.environ.get("FUSEVAL_ASSETS")
+    if not given:
+        return None
+    from fuseval.config import ConfigError
+
+    folder = Path(given).expanduser().absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"FUSEVAL_ASSETS names no folder: {folder}")
+    return folder
