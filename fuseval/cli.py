@@ -225,7 +225,8 @@ def import_(
             finally:
                 opened.end_run(run_id, outcome=outcome)
         brief = ("file", "recognised", "models", "answers", "judgments", "unreadable", "new", "skipped")
-        shown = rows if as_json else [{column: row[column] for column in brief} for row in rows]
+        shown = [{**{c: row[c] for c in brief}, "file": Path(str(row["file"])).name} for row in rows]
+        shown = rows if as_json else shown
         show(shown, as_json=as_json, title="Imported")
         say(*(f"{row['file']}: {row['why']}" for row in rows if row["why"]), style="yellow")
         if not any(row["recognised"] for row in rows):

@@ -15,6 +15,7 @@ from evals.records import Model, Question, Score, Selection, Verdict
 from evals.stats import differences, mean_scores
 from judges.replies import READERS, verdict
 from results import evidence
+from results.interchange.export import NOT_THERE
 from results.store import Ledger
 
 if TYPE_CHECKING:
@@ -95,7 +96,12 @@ def _evidence(ledger: Ledger, known: Benchmark) -> Evidence:
     selections = {s.model: s for s in ledger.selections(**place)}
     answered = evidence.answering_models(ledger, **place)
     wanted = _wanted(known, questions, selections, answered, said)
-    return Evidence(questions, wanted, said, lambda: evidence.current_answers(ledger, **place))
+
+    def texts() -> DataFrame:
+        answers = evidence.current_answers(ledger, **place)
+        return answers[~answers["text"].str.startswith(NOT_THERE)]
+
+    return Evidence(questions, wanted, said, texts)
 
 
 def _checked(ledger: Ledger, known: Benchmark, questions: Sequence[Question]) -> DataFrame:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from evals.records import Score
@@ -16,6 +16,7 @@ from results.store import Ledger
 
 LEVEL = 0.05  # two-sided; the 95 % interval must also leave out zero before anything is claimed
 MISSING = "missing"
+ACROSS = 6  # columns of a table in a terminal, beside the first
 COLUMNS = ("model", "benchmark", "version", "judge", "metric", "value", "low", "high", "n", "missing", "flags")
 
 
@@ -160,7 +161,10 @@ def to_csv(rows: Sequence[LeaderboardRow]) -> str:
 
 
 def grids(rows: Sequence[LeaderboardRow]) -> dict[str, list[dict[str, str]]]:
-    """Return a small table a benchmark: a row a model, a column a metric, value over interval over what is missing."""
+    """Return small tables by title, a benchmark each: a row a model, a column a metric, what is missing under it.
+
+    Of many metrics, few models make a row a metric and a column a model, and many models several tables.
+    """
     found: dict[str, dict[str, dict[str, str]]] = {}
     against = _against(rows)
     for row in rows:
@@ -173,7 +177,7 @@ def grids(rows: Sequence[LeaderboardRow]) -> dict[str, list[dict[str, str]]]:
         models = found.setdefault(f"{row.benchmark} {row.version}", {})
         column = row.metric.replace(":", ":\n", 1) + judged
         models.setdefault(row.name, {})[column] = cell
-    return {benchmark: _grid(models) for benchmark, models in found.items()}
+    return {title: table for benchmark, models in found.items() for title, table in _laid_out(benchmark, models)}
 
 
 def _against(rows: Sequence[LeaderboardRow]) -> dict[LeaderboardRow, str]:
@@ -190,9 +194,23 @@ def _against(rows: Sequence[LeaderboardRow]) -> dict[LeaderboardRow, str]:
     }
 
 
-def _grid(models: Mapping[str, Mapping[str, str]]) -> list[dict[str, str]]:
+def _laid_out(benchmark: str, models: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """Yield titles and tables that fit a terminal."""
     columns = sorted({column for cells in models.values() for column in cells})
-    return [{"model": name, **{column: cells.get(column, "") for column in columns}} for name, cells in models.items()]
+    if len(columns) > ACROSS >= len(models):
+        rows = [
+            {
+                "metric": column.replace(":\n", ":").replace("\n", " "),
+                **{name: cells.get(column, "").replace("\n", " ") for name, cells in models.items()},
+            }
+            for column in columns
+        ]
+        yield benchmark, rows
+        return
+    parts = [columns[begun : begun + ACROSS] for begun in range(0, len(columns), ACROSS)]
+    for number, part in enumerate(parts, start=1):
+        title = benchmark if len(parts) == 1 else f"{benchmark} ({number} of {len(parts)})"
+        yield title, [{"model": name, **{c: cells.get(c, "") for c in part}} for name, cells in models.items()]
 
 
 def _plain(row: LeaderboardRow) -> dict[str, object]:

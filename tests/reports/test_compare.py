@@ -145,6 +145,20 @@ def test_a_grid_has_a_row_a_model_and_a_column_a_metric_and_leaves_out_nothing_m
     ]
 
 
+def test_many_metrics_of_few_models_stand_below_each_other():
+    rows = [score(name=name, metric=f"category:{n}", value=n) for n in range(7) for name in ("a", "b")]
+    [table] = grids(rows).values()
+    assert [row["metric"] for row in table] == [f"category:{n}" for n in range(7)]
+    assert set(table[0]) == {"metric", "a", "b"}
+
+
+def test_many_metrics_of_many_models_make_several_tables():
+    rows = [score(name=str(m), metric=f"category:{n}", value=n) for n in range(7) for m in range(7)]
+    first, second = grids(rows).items()
+    assert (first[0][-8:], second[0][-8:]) == ("(1 of 2)", "(2 of 2)")
+    assert (len(first[1]), len(first[1][0]), len(second[1][0])) == (7, 7, 2)
+
+
 def test_scores_against_two_baselines_stand_side_by_side():
     judged = {"metric": "win_rate", "judge_name": "j", "low": None, "high": None}
     rows = [score(value=value, baseline_name=name, **judged) for value, name in ((61.0, "o1"), (30.0, "o2"))]
