@@ -28,6 +28,7 @@ from evals.records import Answer, JudgeRequest, Question, Sampling, Score
 
 NAME, VERSION = "alpaca_eval", "2.0"
 ANNOTATOR, BASELINE = "weighted_alpaca_eval_gpt4_turbo", "gpt4_1106_preview"
+GAMED = "alpaca_eval/df_gamed.csv"
 M_OR_M = {"numerator_token": "m", "denominator_tokens": ["m", "M"], "is_binarize": False}
 
 
@@ -60,7 +61,7 @@ def load(asset: Locate, *, version: str | None = None, annotator: str = ANNOTATO
 
     @cache
     def gamed() -> Gamed:
-        return read_gamed(asset("alpaca_eval/df_gamed.csv"))
+        return read_gamed(asset(GAMED))
 
     def requests(
         question: Question, answers: Sequence[Answer], baseline_answers: Sequence[Answer], judge: str
@@ -85,6 +86,7 @@ def load(asset: Locate, *, version: str | None = None, annotator: str = ANNOTATO
         baseline=baseline,
         baseline_answers=baseline_answers,
         like_published=like_published,
+        needs=(GAMED,),
     )
 
 

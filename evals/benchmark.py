@@ -84,7 +84,7 @@ class Benchmark:
     judged: alone ("nothing"), beside the experiment's base ("base"), beside each model before it ("each"), or beside
     answers that were published with the benchmark ("published"): then ``baseline(question)`` names whose, and
     ``baseline_answers(name)`` maps question ids to that model's text of every turn. ``like_published`` returns the
-    published way's figures where they differ.
+    published way's figures where they differ; ``needs`` are the upstream files that scoring takes.
     """
 
     name: str
@@ -98,6 +98,7 @@ class Benchmark:
     baseline: Callable[[Question], str] | None = None
     baseline_answers: Callable[[str], Mapping[str, tuple[str, ...]]] | None = None
     like_published: Callable[[Evidence], Sequence[Score]] | None = None
+    needs: Sequence[str] = ()
 
 
 def only_version(name: str, version: str | None, versions: Sequence[str]) -> str:

@@ -78,7 +78,7 @@ def answer_stage(run: Run) -> None:
     """Make what has not answered everything yet, and have it answer."""
     register(run)
     check_means(run)
-    check_prompts(run)
+    check_assets(run)
     fuse(run, [c for c in run.candidates if not _is_answered(run, c)])
     answer_all(run)
 
@@ -102,9 +102,14 @@ def check_means(run: Run) -> None:
         raise ConfigError("\n".join(missing))
 
 
-def check_prompts(run: Run) -> None:
-    """Make what judges will be shown of one question a category: an upstream file that lacks shows before the work."""
+def check_assets(run: Run) -> None:
+    """Find what scoring needs, and make what judges will be shown of one question a category.
+
+    So an upstream file that cannot be had shows before the work, not after it.
+    """
     for one in run.asked:
+        for name in one.benchmark.needs:
+            run.asset(name)
         first = {q.category: q for q in reversed(one.questions)}
         for spec in run.experiment.judges:
             _requests(run, replace(one, questions=list(first.values())), spec, unanswered=True)
