@@ -6,6 +6,7 @@ several times faster than on whole tensors. On a GPU blocks are 256 times as lar
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,15 +20,16 @@ from torch import Tensor
 from fusion.errors import FusionError
 from fusion.memory import fresh
 
-_CPU_BLOCK = 1 << 18  # elements: 1 MiB in float32; smaller ones pay for each call, larger ones leave the cache
+_CPU_BLOCK = 1 << 17  # elements: 512 KiB in float32; smaller ones pay for each call, larger ones leave the cache
 _GPU_BLOCK = 1 << 26
 _SAMPLE = 1 << 16  # elements that tell roughly where a threshold lies
+_MORE = 0.03  # the share of elements that lie between what a sample shows and what it surely shows
 _SURE = 6.0  # standard deviations of the sample's rank; outside them the pass is made again
 
-Block = tuple[slice, Tensor, list[Tensor]]
-"""A block's place, θ₀ and the δₖ."""
+Block = tuple[slice, Tensor, Tensor]
+"""A block's place, θ₀ (n,) and the δₖ (sources, n), contiguous and in float32."""
 
-Values = Callable[[Tensor, Sequence[Tensor]], Sequence[Tensor]]
+Values = Callable[[Tensor, Tensor], Sequence[Tensor]]
 """From a block of the base and of the deltas to what elements are ranked by: a block for each ranking, ≥ 0."""
 
 
@@ -48,6 +50,12 @@ class Cut:
     taken: int = 0  # how many that are
 
 
+def arithmetic(device: torch.device) -> Any:
+    """Return the functions of ``fusion.vectorised``, for a CPU compiled."""
+    name = "fusion.kernels" if device.type == "cpu" else "fusion.vectorised"  # the first takes a moment to import
+    return importlib.import_module(name)
+
+
 def block_size(device: torch.device) -> int:
     """Return how many elements are worked on at once."""
     return _CPU_BLOCK if device.type == "cpu" else _GPU_BLOCK
@@ -65,7 +73,6 @@ class Group:
         self.numel = self.base.numel()
         most = block_size(self.device)
         self._size = min(self.numel, max(row, most // row * row))
-        self._finite = False
         self._merged: Tensor | None = None
 
     @property
@@ -93,23 +100,21 @@ class Group:
 
     def blocks(self) -> Iterator[Block]:
         """Yield the place, θ₀ and the δₖ = θₖ − θ₀ of each block in float32; they are overwritten by the next."""
-        start = torch.empty(self._size, device=self.device)
-        deltas = [torch.empty_like(start) for _ in self.tuned]
-        first = 0
+        rows = 1 + len(self.tuned)
+        buffer = torch.empty(rows * self._size, device=self.device)
         parts = (torch.split(tensor, max(self._size, 1)) for tensor in (self.base, *self.tuned))
+        first = 0
         for base, *tuned in zip(*parts, strict=True):
-            if (length := base.numel()) < start.numel():
-                start, deltas = start[:length], [delta[:length] for delta in deltas]
-            if not length:
+            if not (length := base.numel()):
                 break  # of an empty tensor
+            values = buffer[: rows * length].view(rows, length)
+            start, deltas = values[0], values[1:]
             # One call for all sources: threads that come back to Python for each would wait for one another.
-            torch._foreach_copy_([start, *deltas], [base, *tuned], non_blocking=True)
-            torch._foreach_sub_(deltas, [start] * len(deltas))
-            if not self._finite:
-                self._check(start, deltas)
+            torch._foreach_copy_(list(values), [base, *tuned], non_blocking=True)
+            if not arithmetic(self.device).differences(start, deltas):
+                self._check(values)
             yield slice(first, first + length), start, deltas
             first += length
-        self._finite = True
 
     def put(self, place: slice, values: Tensor) -> None:
         """Store a block of results, rounded to the base's dtype."""
@@ -117,23 +122,18 @@ class Group:
 
     def at(self, index: Tensor) -> Group:
         """Return the group of the elements at ``index``."""
-        part = Group(
+        return Group(
             self.base.index_select(0, index), [source.index_select(0, index.to(source.device)) for source in self.tuned]
         )
-        part._finite = self._finite
-        return part
 
     def sample(self) -> Group:
         """Return a group of some elements, for a guess at thresholds."""
         places = np.sort(np.random.default_rng(0).integers(0, self.numel, size=_SAMPLE))
         return self.at(torch.from_numpy(places).to(self.device))
 
-    def _check(self, start: Tensor, deltas: Sequence[Tensor]) -> None:
-        # A NaN or infinity in any element shows in the sum; a sum may overflow without one, so the elements decide.
-        if math.isfinite(sum(block.sum() for block in (start, *deltas)).item()):  # type: ignore[union-attr]
-            return
-        for source, values in enumerate((start, *deltas)):
-            if not values.isfinite().all():
+    def _check(self, values: Tensor) -> None:
+        for source, row in enumerate(values):
+            if not row.isfinite().all():
                 raise NotFinite(source - 1 if source else None)
 
 
@@ -167,7 +167,7 @@ def cuts(
     numel = [0 if of_nonzero else group.numel] * len(shares)
     for _, start, deltas in group.blocks():
         for r, block in enumerate(values(start, deltas)):
-            numel[r] += int(torch.count_nonzero(block)) if of_nonzero else 0
+            numel[r] += arithmetic(group.device).nonzero(block) if of_nonzero else 0
             for span in spans[r]:
                 span.add(block)
     wanted = [[count(share, size) for share in given] for size, given in zip(numel, shares, strict=True)]
@@ -187,43 +187,69 @@ def top(group: Group, values: Values, shares: Sequence[float], *, of_nonzero: bo
     """
     low = min(low for low, _ in _guess(group, values, [shares], of_nonzero=of_nonzero)[0])
     zeros = count(max(shares), group.numel)  # no more than these can be among the chosen
-    narrow = torch.int32 if group.numel < 1 << 31 else torch.int64  # there may be many
     while True:
-        nonzero, places, kept = 0, [], []
+        nonzero, found = 0, _Found(group, max(shares))
         for place, start, deltas in group.blocks():
             [block] = values(start, deltas)
-            nonzero += int(torch.count_nonzero(block)) if of_nonzero else 0
-            found = _at_least(block, low, zeros=zeros)
-            zeros -= int((block.index_select(0, found) == 0).sum()) if low <= 0 else 0
-            kept.append(block.index_select(0, found))
-            places.append(found.add_(place.start).to(narrow))
+            nonzero += arithmetic(group.device).nonzero(block) if of_nonzero else 0
+            places = _at_least(block, low, zeros=zeros)
+            part = block.index_select(0, places)
+            zeros -= int((part == 0).sum()) if low <= 0 else 0
+            found.add(places.add_(place.start), part)
         wanted = [count(share, nonzero if of_nonzero else group.numel) for share in shares]
-        value = torch.cat(kept)
-        kept.clear()
-        index = torch.cat(places)
-        places.clear()
-        if index.numel() >= max(wanted):
-            return _compressed(index, _taken(value, max(wanted))), wanted
+        if found.size >= max(wanted):
+            return found.largest(max(wanted)), wanted
         low, zeros = -math.inf, count(max(shares), group.numel)  # the sample was misleading, as once in many millions
 
 
-class Taker:
-    """Says block after block which elements a Cut takes; the blocks must come in order."""
+class _Found:
+    """Values and where they are, as many as come; there is room for a little more than a share, and more is made."""
 
-    def __init__(self, cut: Cut) -> None:
-        self._cut, self._ties = cut, cut.ties
+    def __init__(self, group: Group, share: float) -> None:
+        narrow = torch.int32 if group.numel < 1 << 31 else torch.int64  # there may be many
+        room = min(group.numel, math.ceil((share + _MORE) * group.numel))
+        self._index = torch.empty(room, dtype=narrow, device=group.device)
+        self._values = torch.empty(room, device=group.device)
+        self.size = 0
 
-    def mask(self, values: Tensor, *, out: Tensor) -> Tensor:
-        """Write 1 where a value is taken and 0 elsewhere into ``out``, which may be ``values``.
+    def add(self, index: Tensor, values: Tensor) -> None:
+        """Append some."""
+        end = self.size + index.numel()
+        if end > self._index.numel():
+            more = self._index.new_empty(end)
+            self._index = torch.cat([self._index[: self.size], more])
+            self._values = torch.cat([self._values[: self.size], more.float()])
+        self._index[self.size : end] = index
+        self._values[self.size : end] = values
+        self.size = end
 
-        In float32: masks of bools are slower on a CPU.
-        """
-        tied = (values == self._cut.threshold).nonzero().squeeze(1)[: self._ties] if self._ties else None
-        torch.gt(values, self._cut.threshold, out=out)
-        if tied is not None:
-            out[tied] = 1.0
-            self._ties -= tied.numel()
-        return out
+    def largest(self, want: int) -> Tensor:
+        """Return where the ``want`` largest are, of equal ones the first; nothing can be added afterwards."""
+        index, values = self._index[: self.size], self._values[: self.size]
+        del self._index, self._values
+        return _compressed(index, _taken(values, want))
+
+
+class Ladder:
+    """Says block after block how many of some cuts of one ranking take each element; the blocks must come in order.
+
+    A cut that is None takes all. What one takes, those that take more take as well: so cut number t takes the elements
+    whose level is ``needed[t]`` at least.
+    """
+
+    def __init__(self, cuts: Sequence[Cut | None]) -> None:
+        ends = [(-math.inf, 0) if cut is None else (cut.threshold, cut.ties) for cut in cuts]
+        order = sorted(range(len(cuts)), key=lambda number: (-ends[number][0], ends[number][1]))  # the fewest first
+        self.needed = np.empty(len(cuts), np.int32)
+        self.needed[order] = np.arange(len(cuts), 0, -1)
+        self._thresholds = np.array([ends[number][0] for number in order], np.float32)
+        self._ties = np.array([ends[number][1] for number in order], np.int64)
+
+    def levels(self, values: Tensor) -> Tensor:
+        """Return how many cuts take each value of the next block, in int32."""
+        level = torch.empty_like(values, dtype=torch.int32)
+        arithmetic(values.device).levels(values, self._thresholds, self._ties, level)
+        return level
 
 
 def _guess(

@@ -257,8 +257,8 @@ def _ranked(
     return results
 
 
-def _absolute(_: Tensor, deltas: Sequence[Tensor]) -> list[Tensor]:
-    return [delta.abs_() for delta in deltas]
+def _absolute(_: Tensor, deltas: Tensor) -> Sequence[Tensor]:
+    return deltas.abs_().unbind()
 
 
 def _between(cut: dict[int, Cut], first: int, last: int, numel: int) -> Thin | None:
@@ -312,7 +312,7 @@ def _dropped(
     drops = [
         None
         if isinstance(kept, int) and kept == ONE
-        else Drop(seed, k, kept, inverse=paper and not isinstance(kept, int), remember=l1)
+        else Drop(seed, k, kept, inverse=paper and not isinstance(kept, int))
         for k, kept in enumerate(keeps)
     ]
     factors = [ONE / kept if paper and isinstance(kept, int) else 1.0 for kept in keeps]

@@ -14,10 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fusion.blocks import Group
+from fusion.blocks import Group, arithmetic
 
 ONE = 1 << 16  # the keep probability 1
-_LAST = 2**64 - 1
 _PER_DRAW = 4  # 16-bit numbers in one of the generator's
 _ROWS = 1 << 22  # elements that are ranked at once, or one row if it has more
 
@@ -39,41 +38,43 @@ def rounded(density: float) -> int:
 class Drop:
     """Zeroes what is dropped of one source's deltas, block after block in order.
 
-    ``inverse`` divides what stays by its own keep probability. With ``remember``, the same is dropped again after
-    ``rewind``: that takes a bit an element.
+    ``inverse`` divides what stays by its own keep probability, of which there is one for each element then.
     """
 
-    def __init__(self, seed: int, source: int, keep: Keep, *, inverse: bool = False, remember: bool = False) -> None:
-        self._random = np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, source])))
-        self._keep, self._inverse, self._remember = keep, inverse, remember
-        self._left = np.empty(0, np.uint16)  # numbers drawn but not used yet
-        self._masks: list[npt.NDArray[np.uint8]] = []
-        self._block = self._place = 0
+    def __init__(self, seed: int, source: int, keep: Keep, *, inverse: bool = False) -> None:
+        self._seed, self._inverse = [seed, source], inverse
+        self._keep = np.array([keep], np.uint16) if isinstance(keep, int) else keep
+        self.rewind()
 
     def __call__(self, delta: Tensor) -> None:
         """Drop from the next block, in place."""
-        place = slice(self._place, self._place + delta.numel())
-        keep = self._keep if isinstance(self._keep, int) else self._keep[place]
-        if self._block < len(self._masks):
-            mask = np.unpackbits(self._masks[self._block], count=delta.numel())
-        else:
-            mask = np.less(self._numbers(delta.numel()), keep).view(np.uint8)
-            if self._remember:
-                self._masks.append(np.packbits(mask))
-        self._block, self._place = self._block + 1, place.stop
-        delta.mul_(torch.from_numpy(mask).to(delta))  # in float32: a product with bools takes five times as long
-        if self._inverse:
-            delta.div_(torch.from_numpy(np.divide(keep, ONE, dtype=np.float32)).to(delta))
+        numbers, keep = self._next(delta.numel())
+        arithmetic(delta.device).drop(delta, numbers, keep, self._inverse)
+
+    def magnitudes(self, delta: Tensor) -> tuple[float, float]:
+        """Return Σ|δ| of the next block, and of it what would stay."""
+        numbers, keep = self._next(delta.numel())
+        found: tuple[float, float] = arithmetic(delta.device).magnitudes(delta, numbers, keep)
+        return found
 
     def rewind(self) -> None:
-        """Begin with the first block again."""
-        assert self._remember
-        self._block = self._place = 0
+        """Begin with the first block again, and drop the same."""
+        state = np.random.SFC64(np.random.SeedSequence(self._seed)).state["state"]["state"]
+        self._state = np.array(state, np.uint64)
+        self._left = np.empty(0, np.uint16)  # numbers drawn but not used yet
+        self._place = 0
+
+    def _next(self, size: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]:
+        place = slice(self._place, self._place + size)
+        self._place = place.stop
+        return self._numbers(size), self._keep if self._keep.size == 1 else self._keep[place]
 
     def _numbers(self, size: int) -> npt.NDArray[np.uint16]:
-        draws = -(-max(0, size - self._left.size) // _PER_DRAW)
-        # The generator's numbers as they are; random_raw, which gives the same, would block other threads.
-        numbers = self._random.integers(0, _LAST, size=draws, dtype=np.uint64, endpoint=True).view(np.uint16)
+        from fusion.kernels import draw
+
+        drawn = np.empty(-(-max(0, size - self._left.size) // _PER_DRAW), np.uint64)
+        draw(self._state, drawn)
+        numbers = drawn.view(np.uint16)
         if self._left.size:
             numbers = np.concatenate([self._left, numbers])
         self._left = numbers[size:]
@@ -103,14 +104,12 @@ def keep_by_rank(base: Tensor, source: Tensor, density: float, epsilon: float) -
 
 def l1_factors(group: Group, drops: Sequence[Drop | None]) -> list[float]:
     """Return Σ|δₖ| by that of what stays of it, 1 where nothing does; ``drops`` are rewound."""
-    whole, stays = [0.0] * len(drops), [0.0] * len(drops)
+    sums = np.zeros((len(drops), 2))
     for _, _, deltas in group.blocks():
         for k, (delta, drop) in enumerate(zip(deltas, drops, strict=True)):
             if drop is not None:
-                whole[k] += float(delta.abs_().sum())
-                drop(delta)
-                stays[k] += float(delta.sum())
+                sums[k] += drop.magnitudes(delta)
     for drop in drops:
         if drop is not None:
             drop.rewind()
-    return [all_of_it / rest if rest else 1.0 for all_of_it, rest in zip(whole, stays, strict=True)]
+    return [whole / stays if stays else 1.0 for whole, stays in sums.tolist()]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MOST = 1 << 26  # bytes kept
+_MOST = 1 << 29  # bytes kept ...
+_LARGE = 1 << 26  # ... each no larger; and until such a larger one is wanted
 
 _lock = threading.Lock()
 _kept: list[Tensor] = []  # flat, the oldest first
@@ -22,12 +23,14 @@ def fresh(like: Tensor) -> Tensor:
         for number, kept in enumerate(_kept):
             if (kept.dtype, kept.device, kept.numel()) == (like.dtype, like.device, like.numel()):
                 return _kept.pop(number)
+        if like.nbytes > _LARGE:
+            _kept.clear()
     return torch.empty(like.numel(), dtype=like.dtype, device=like.device)
 
 
 def spare(tensor: Tensor) -> None:
     """Give a tensor's memory back for later results; nobody may look at it or at a view of it again."""
-    if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.nbytes or tensor.nbytes > _MOST:
+    if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.nbytes or tensor.nbytes > _LARGE:
         return
     with _lock:
         if any(kept.data_ptr() == tensor.data_ptr() for kept in _kept):

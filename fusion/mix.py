@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion.blocks import Block, Cut, Group
+from fusion.blocks import Block, Cut, Group, arithmetic
 from fusion.params import Tell, per_source, shares_of
 
 Thin = Callable[[Tensor], None]
@@ -120,46 +120,15 @@ def _add(group: Group, blocks: Iterator[Block], mix: Mix) -> list[int]:
 
 def _elect(group: Group, blocks: Iterator[Block], mix: Mix) -> tuple[list[int], int]:
     """Put the elected mix; return how many elements each source adds to, and at how many their signs differ."""
-    factors = [weight * rescale for weight, rescale in zip(mix.weights, mix.rescale, strict=True)]
-    kept, conflict = [0] * len(factors), 0
-    spare: list[Tensor] = []  # for what is computed of a block: fresh memory for each would have to be cleared
+    weights = np.array(mix.weights, np.float32)
+    factors = np.array([weight * rescale for weight, rescale in zip(mix.weights, mix.rescale, strict=True)], np.float32)
+    divisors = weights if mix.normalize else weights[:0]
+    kept, conflict = np.zeros(len(weights), np.int64), 0
+    elect = arithmetic(group.device).elect
     for place, start, deltas in blocks:
-        spare = spare or [torch.empty_like(start) for _ in range(5)]
-        total, elected, update, agrees, counts = (buffer[: start.numel()] for buffer in spare)
-        torch.mul(deltas[0], factors[0], out=total)
-        for delta, factor in zip(deltas[1:], factors[1:], strict=True):
-            total.add_(delta, alpha=factor)
-        # ±1; the sum is -0 only where nothing is left to elect from, since x - x is +0
-        torch.copysign(update.fill_(1.0), total, out=elected)
-        update.zero_()
-        divisor = counts.zero_() if mix.normalize else None
-        for k, (delta, factor) in enumerate(zip(deltas, factors, strict=True)):
-            delta.mul_(elected)
-            if factor <= 0:
-                delta.neg_()
-            # Now it is above 0 where it agrees, and below where it does not.
-            update.add_(delta.clamp_(min=0.0), alpha=abs(factor))
-            kept[k] += _ones(torch.gt(delta, 0, out=agrees))
-            if divisor is not None:
-                divisor.add_(agrees, alpha=mix.weights[k])
-        # Without a conflict both are the same sum, rounded alike. A delta that rounding swallows is no conflict.
-        conflict += _ones(torch.ne(total.abs_().sub_(update), 0, out=agrees))
-        if divisor is not None:
-            update.div_(_divisible(divisor, mix.weights))
-        group.put(place, start.addcmul_(update, elected, value=mix.scale))
-    return kept, conflict
-
-
-def _divisible(divisor: Tensor, weights: Sequence[float]) -> Tensor:
-    """Put 1, or with positive weights any of them, where the divisor is 0."""
-    if (least := min(weights)) > 0:  # nothing is divided there, and this is faster
-        return divisor.clamp_(min=least)
-    return divisor.masked_fill_(divisor == 0, 1.0)
-
-
-def _ones(mask: Tensor) -> int:
-    """Return how many elements of a float32 mask are 1; float32 counts no further than 2²⁴."""
-    return int(mask.sum(dtype=None if mask.numel() <= 1 << 24 else torch.float64))
+        conflict += elect(start, deltas, factors, divisors, mix.scale, kept, start)
+        group.put(place, start)
+    return kept.tolist(), conflict
 
 
 def _equal(values: Tensor, one: float) -> int:

@@ -6,21 +6,20 @@ Wan et al. 2024, FuseChat, arXiv:2408.07990. The paper's Algorithm 1, the code t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fusion.blocks import Cut, Group, Taker, cuts, top
+from fusion.blocks import Cut, Group, Ladder, arithmetic, block_size, cuts, top
 from fusion.memory import fresh
 from fusion.params import Share, Tell, silent
 
 _MERGEKIT_LEAST = 1e-6  # below this sum of mean squares mergekit weighs equally; and the least it divides by
 _PART = 1 << 20
-_FEW = 0.25  # the share up to which the selected are gathered, whatever memory it takes
-_NOT_MANY = 0.6  # and up to which that is faster than masking the rest
-_GATHERED = 1 << 24  # elements, at most, where they are not few
+_FEW = 0.25  # the share up to which to gather the selected is faster than to mask the rest
 
 
 def sce(base: Tensor, tuned: Sequence[Tensor], *, select_topk: Share = 0.1, tell: Tell = silent) -> Tensor:
@@ -106,114 +105,73 @@ class _Selection:
 
     group: Group
     index: Tensor | None
-    cuts: Mapping[int, Cut | None]  # by the τ's number; None: all
+    cuts: Sequence[Cut | None]  # None: all
+
+    def variance(self, start: Tensor, deltas: Tensor) -> Tensor:
+        """Return what a block's elements are selected by; anything where all are."""
+        return _variance(start, deltas)[0] if any(self.cuts) else start
 
 
 def _merged(
     base: Tensor, tuned: Sequence[Tensor], select_topk: Sequence[float], tells: Sequence[Tell], form: _Form
 ) -> list[Tensor]:
     whole = Group(base, tuned)
-    if whole.unchanged():
+    if not select_topk or whole.unchanged():
         return [base.clone() for _ in select_topk]
-    results: dict[int, Tensor] = {}
-    for selection in _selections(whole, select_topk, of_nonzero=form.of_nonzero):
-        eta = [form.weigh(energy) for energy in _energies(selection)]
-        for (number, cut), weights in zip(selection.cuts.items(), eta, strict=True):
-            tells[number]("eta", weights)
-            tells[number]("selected", [(cut.taken if cut else selection.group.numel) / base.numel()])
-        if not form.selects:
-            selection = _Selection(whole, None, dict.fromkeys(selection.cuts))  # noqa: PLW2901
-        for number, values in zip(selection.cuts, _merge(selection, eta, form), strict=True):
-            results[number] = values if selection.index is None else _scattered(base, selection.index, values)
-    return [results[number].view(base.shape) for number in range(len(select_topk))]
+    selection = _selection(whole, select_topk, of_nonzero=form.of_nonzero)
+    eta = [form.weigh(energy) for energy in _energies(selection)]
+    for tell, cut, weights in zip(tells, selection.cuts, eta, strict=True):
+        tell("eta", weights)
+        tell("selected", [(cut.taken if cut else selection.group.numel) / base.numel()])
+    if not form.selects:
+        selection = _Selection(whole, None, [None] * len(eta))
+    merged = _merge(selection, eta, form)
+    if selection.index is not None:
+        merged = [_scattered(base, selection.index, values) for values in merged]
+    return [values.view(base.shape) for values in merged]
 
 
-def _selections(whole: Group, shares: Sequence[float], *, of_nonzero: bool) -> list[_Selection]:
+def _selection(whole: Group, shares: Sequence[float], *, of_nonzero: bool) -> _Selection:
     """Select for every τ at once.
 
-    Few elements are gathered, those of the largest such τ for all, and merged apart from the rest; with many, masking
-    the rest is faster.
+    Few elements are gathered, those of the largest τ for all, and merged apart from the rest; of many, or beside them,
+    masking the rest is faster.
     """
-    few = [number for number, share in enumerate(shares) if _is_few(share, whole.numel)]
-    many = [number for number, share in enumerate(shares) if share < 1 and number not in few]
-    rest: dict[int, Cut | None] = {number: None for number, share in enumerate(shares) if share >= 1}
-    found = []
-    if few:
-        index, wanted = top(whole, _variance, [shares[number] for number in few], of_nonzero=of_nonzero)
+    if max(shares) <= _FEW:
+        index, wanted = top(whole, _variance, shares, of_nonzero=of_nonzero)
         part = whole.at(index)
-        inside: dict[int, Cut | None] = dict.fromkeys(few)
-        if less := {number: want / part.numel for number, want in zip(few, wanted, strict=True) if want < part.numel}:
-            inside |= dict(zip(less, cuts(part, _variance, [list(less.values())])[0], strict=True))
-        found.append(_Selection(part, index, inside))
-    if many:
-        [ends] = cuts(whole, _variance, [[shares[number] for number in many]], of_nonzero=of_nonzero)
-        rest |= dict(zip(many, ends, strict=True))
-    return [*found, _Selection(whole, None, rest)] if rest else found
-
-
-def _is_few(share: float, numel: int) -> bool:
-    """Tell whether the elements of a share had better be gathered: where they are few, or take little memory."""
-    return share <= _FEW or (share <= _NOT_MANY and share * numel <= _GATHERED)
+        less = [want / part.numel for want in wanted if want < part.numel]
+        ends = iter(cuts(part, _variance, [less])[0] if less else ())
+        return _Selection(part, index, [next(ends) if want < part.numel else None for want in wanted])
+    less = [share for share in shares if share < 1]
+    ends = iter(cuts(whole, _variance, [less], of_nonzero=of_nonzero)[0] if less else ())
+    return _Selection(whole, None, [next(ends) if share < 1 else None for share in shares])
 
 
 def _energies(selection: _Selection) -> list[list[float]]:
     """Return, for each cut, Σ dₖ² of each source."""
-    energies = [[0.0] * len(selection.group.tuned) for _ in selection.cuts]
-    takers = [Taker(cut) if cut else None for cut in selection.cuts.values()]
-    for _, start, deltas in selection.group.blocks():
-        variance = _variance(start, deltas)[0] if any(takers) else start
-        squares = [delta.mul_(delta) for delta in deltas]
-        product = torch.empty_like(start)
-        for energy, taker in zip(energies, takers, strict=True):
-            mask = taker.mask(variance, out=start) if taker else None
-            for k, square in enumerate(squares):
-                # In float64 it does not matter to η with what else these elements are gathered.
-                part = square if mask is None else torch.mul(square, mask, out=product)
-                energy[k] += float(part.sum(dtype=torch.float64))
-    return energies
+    group, ladder = selection.group, Ladder(selection.cuts)
+    sums = np.zeros((1 + len(selection.cuts), len(group.tuned)))  # by level
+    for _, start, deltas in group.blocks():
+        level = ladder.levels(selection.variance(start, deltas))
+        arithmetic(group.device).energies(deltas, level, sums)
+    return [sums[need:].sum(axis=0).tolist() for need in ladder.needed]
 
 
 def _merge(selection: _Selection, eta: Sequence[Sequence[float]], form: _Form) -> list[Tensor]:
     """Return, for each cut, θ₀ + Σₖ ηₖ dₖ′ of the group, perhaps divided by the weights of what stays."""
-    merged = [fresh(selection.group.base) for _ in selection.cuts]
-    takers = [Taker(cut) if cut else None for cut in selection.cuts.values()]
-    for place, start, deltas in selection.group.blocks():
-        variance = _variance(start, deltas)[0] if any(takers) else start
-        stays = _erase(deltas, zero_is_positive=form.average is not None)
-        less, mask, zero = torch.empty_like(start), torch.empty_like(start), torch.zeros_like(start)
-        for into, taker, weights in zip(merged, takers, eta, strict=True):
-            torch.mul(deltas[0], -weights[0], out=less)
-            for delta, weight in zip(deltas[1:], weights[1:], strict=True):
-                less.add_(delta, alpha=-weight)
-            if form.average is not None:
-                less.div_(_total(stays, weights, least=form.average))
-            # The sum with 0 makes -0 a 0, which leaves a base of -0 as it is.
-            torch.addcmul(zero, less, taker.mask(variance, out=mask), out=less) if taker else less.add_(0.0)
-            into[place].copy_(torch.sub(start, less, out=less))
+    group, ladder = selection.group, Ladder(selection.cuts)
+    merged = [fresh(group.base) for _ in selection.cuts]
+    weights, average = np.array(eta, np.float32), -1.0 if form.average is None else form.average
+    size = min(group.numel, block_size(group.device))
+    room = torch.empty(len(merged) * size, device=group.device)  # one for all blocks: to clear fresh memory takes long
+    for place, start, deltas in group.blocks():
+        level = ladder.levels(selection.variance(start, deltas))
+        out = room[: len(merged) * start.numel()].view(len(merged), -1)
+        arithmetic(group.device).combine(start, deltas, level, ladder.needed, weights, average, out)
+        for into, values in zip(merged, out, strict=True):
+            into[place].copy_(values)
     return merged
-
-
-def _erase(deltas: Sequence[Tensor], *, zero_is_positive: bool) -> list[Tensor]:
-    """Erase from the deltas what disagrees with the sign of their sum; return 1 for each where it stays, else 0."""
-    total = deltas[0].clone()
-    for delta in deltas[1:]:
-        total.add_(delta)
-    if zero_is_positive:
-        total.ge_(0).mul_(2).sub_(1)
-    stays = []
-    for delta in deltas:
-        product = delta.sign().mul_(total)  # of signs: a product of two small numbers would underflow
-        stays.append(torch.gt(product, 0, out=product))
-        delta.mul_(product)
-    return stays
-
-
-def _total(stays: Sequence[Tensor], weights: Sequence[float], *, least: float) -> Tensor:
-    """Return the weights of what stays; ``least`` where they are less, or 1 where it is 0 and nothing stays."""
-    total = stays[0] * weights[0]
-    for one, weight in zip(stays[1:], weights[1:], strict=True):
-        total.add_(one, alpha=weight)
-    return total.clamp_(min=least) if least else total.masked_fill_(total == 0, 1.0)
 
 
 def _scattered(base: Tensor, index: Tensor, values: Tensor) -> Tensor:
@@ -223,15 +181,8 @@ def _scattered(base: Tensor, index: Tensor, values: Tensor) -> Tensor:
     return flat
 
 
-def _variance(start: Tensor, deltas: Sequence[Tensor]) -> list[Tensor]:
-    """Return n² times the population variance across the n sources: the sum of their squared differences.
-
-    It is 0 exactly where all deltas are equal. Sums of whole blocks: ``torch.var`` over a stacked dimension of size 3
-    takes ten times as long on a CPU.
-    """
-    squares, difference = torch.zeros_like(start), torch.empty_like(start)
-    for k, delta in enumerate(deltas):
-        for other in deltas[:k]:
-            torch.sub(delta, other, out=difference)
-            squares.addcmul_(difference, difference)
-    return [squares]
+def _variance(_: Tensor, deltas: Tensor) -> list[Tensor]:
+    """Return n² times the population variance across the n sources."""
+    found = torch.empty_like(deltas[0])
+    arithmetic(deltas.device).variance(deltas, found)
+    return [found]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from fusion.direct import DirectFile
 from fusion.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class ShardWriter:
         self._codes = {dtype: code for code, dtype in dtype_names().items()}
         self._elements: Counter[torch.dtype] = Counter()
         self._shards: list[dict[str, dict[str, Any]]] = []
-        self._file: BinaryIO | None = None
+        self._file: DirectFile | None = None
         self._offset = 0
         self._room = 0
         self.names: set[str] = set()
@@ -84,7 +85,7 @@ class ShardWriter:
         if self._file is None:
             return
         if kind is not None:
-            self._file.close()
+            self._file.abandon()
             return
         self._close_shard()
         self._name_shards()
@@ -123,16 +124,13 @@ class ShardWriter:
 
     def _open_shard(self) -> None:
         self._shards.append({})
-        self._file = self._path(len(self._shards)).open("wb")
-        self._file.seek(_ROOM)
+        self._file = DirectFile(self._path(len(self._shards)), start=_ROOM)
         self._offset, self._room = 0, 100
 
     def _close_shard(self) -> None:
         assert self._file is not None
         header = json.dumps({"__metadata__": {"format": "pt"}, **self._shards[-1]}, separators=(",", ":")).encode()
-        self._file.seek(0)
-        self._file.write((_ROOM - 8).to_bytes(8, "little") + header.ljust(_ROOM - 8))
-        self._file.close()
+        self._file.close(head=(_ROOM - 8).to_bytes(8, "little") + header.ljust(_ROOM - 8))
         self._file = None
 
     def _path(self, number: int) -> Path:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusion.blocks import Cut, Group, NotFinite, Taker, count, cuts, same, top
+from fusion.blocks import Cut, Group, Ladder, NotFinite, count, cuts, same, top
 
 BLOCK = 1 << 16  # where blocks end on a CPU
 SAMPLED = 1 << 18  # above so many elements thresholds are first guessed from a sample
@@ -49,10 +49,9 @@ def largest(values: Tensor, k: int) -> np.ndarray:
 
 
 def taken(group: Group, cut: Cut, values: Callable[..., Sequence[Tensor]] = delta, ranking: int = 0) -> np.ndarray:
-    taker, found = Taker(cut), []
+    ladder, found = Ladder([cut]), []
     for place, start, deltas in group.blocks():
-        block = values(start, deltas)[ranking]
-        found.append(taker.mask(block, out=block).nonzero().squeeze(1) + place.start)
+        found.append(ladder.levels(values(start, deltas)[ranking]).nonzero().squeeze(1) + place.start)
     return torch.cat(found).numpy()
 
 
@@ -161,10 +160,14 @@ def test_ties_are_counted_across_blocks():
     assert taken(of(values), Cut(1.0)).size == 0
 
 
-def test_a_mask_may_be_written_beside_the_values():
-    values, out = torch.tensor([3.0, 1, 2, 2]), torch.empty(4)
-    assert Taker(Cut(2.0, 1)).mask(values, out=out).tolist() == [1, 0, 1, 0]
-    assert values.tolist() == [3, 1, 2, 2]
+def test_of_several_cuts_each_takes_its_own():
+    cuts_of_one = [Cut(2.0, 2), None, Cut(2.0, 1), Cut(1.0), Cut(4.0)]
+    ladder, found = Ladder(cuts_of_one), []
+    for block in (torch.tensor([3.0, 1.0]), torch.tensor([2.0, 2.0, 2.0, 0.0])):
+        found += ladder.levels(block).tolist()
+    taken_by = [[level >= need for level in found] for need in ladder.needed]
+    assert [sum(each) for each in taken_by] == [3, 6, 2, 4, 0]
+    assert taken_by[2] == [True, False, True, False, False, False]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,120 @@
+"""What is compiled for CPUs gives the bits of what GPUs run in torch's operations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fusion import kernels, vectorised
+
+SIZES = [1, 2047, 2048, 5000]
+BOTH = (kernels, vectorised)
+
+
+def block(size: int, sources: int = 3) -> tuple[Tensor, Tensor]:
+    """θ₀ and deltas as bfloat16 models have them, with zeros of both signs and numbers that nearly underflow."""
+    draw = torch.Generator().manual_seed(size + sources)
+    start = torch.randn(size, generator=draw).bfloat16().float()
+    deltas = torch.randn(sources, size, generator=draw).mul(0.01).bfloat16().float()
+    start[::7], deltas[:, ::5], deltas[0, ::3], deltas[:, ::11] = -0.0, 0.0, -0.0, 1e-41
+    return start, deltas
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_differences_and_variances_are_the_same(size: int):
+    found = []
+    for each in BOTH:
+        start, values = block(size)
+        variance = torch.empty(size)
+        assert each.differences(start, values)
+        each.variance(values, variance)
+        found.append((values, variance, each.nonzero(variance)))
+    (values, variance, count), (other_values, other_variance, other_count) = found
+    assert values.equal(other_values)
+    assert variance.equal(other_variance)
+    assert count == other_count == int((variance != 0).sum())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 2047, 2048, 2999])
+def test_no_number_that_is_not_finite_goes_unseen(bad: float, place: int):
+    for each in BOTH:
+        for row in (0, 1, 2):
+            values = torch.ones(3, 3000)
+            values[row, place] = bad
+            assert not each.differences(values[0], values[1:])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_levels_and_energies_are_the_same(size: int):
+    thresholds = np.array([0.02, 0.01, 0.0, -math.inf], np.float32)
+    found = []
+    for each in BOTH:
+        _, deltas = block(size)
+        level, sums, ties = torch.empty(size, dtype=torch.int32), np.zeros((5, 3)), np.array([0, 2, 3, 0])
+        each.levels(deltas[1].abs(), thresholds, ties, level)
+        each.energies(deltas, level, sums)
+        found.append((level, sums, ties))
+    (level, sums, ties), (other_level, other_sums, other_ties) = found
+    assert level.equal(other_level)
+    assert ties.tolist() == other_ties.tolist()
+    np.testing.assert_allclose(sums[1:], other_sums[1:], rtol=1e-14)
+
+
+@pytest.mark.parametrize("average", [-1.0, 0.0, 1e-6])
+@pytest.mark.parametrize("size", SIZES)
+def test_what_sce_merges_is_the_same_to_the_bit(size: int, average: float):
+    start, deltas = block(size)
+    level = torch.arange(size, dtype=torch.int32) % 3
+    weights = np.array([[0.2, 0.5, 0.3], [0.0, 0.0, 1.0]], np.float32)
+    merged = []
+    for each in BOTH:
+        out = torch.empty(2, size)
+        each.combine(start, deltas, level, np.array([1, 2], np.int32), weights, average, out)
+        merged.append(out.view(torch.int32))
+    assert merged[0].equal(merged[1])
+    assert merged[0][0][level < 1].equal(start.view(torch.int32)[level < 1])
+
+
+@pytest.mark.parametrize("weights", [[0.2, 0.3, 0.4], [0.5, -0.5, 1.0], []])
+@pytest.mark.parametrize("size", SIZES)
+def test_what_an_election_merges_is_the_same_to_the_bit(size: int, weights: list[float]):
+    start, deltas = block(size)
+    factors, divisors = np.array([0.3, -0.6, 1.5], np.float32), np.array(weights, np.float32)
+    found = []
+    for each in BOTH:
+        kept, out = np.zeros(3, np.int64), torch.empty(size)
+        found.append((each.elect(start, deltas, factors, divisors, 0.7, kept, out), kept.tolist(), out))
+    (conflict, kept, out), (other_conflict, other_kept, other_out) = found
+    assert (conflict, kept) == (other_conflict, other_kept)
+    assert out.view(torch.int32).equal(other_out.view(torch.int32))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_same_is_dropped(size: int, inverse: bool):
+    numbers = np.random.default_rng(0).integers(0, 1 << 16, size, dtype=np.uint16)
+    each_its_own = np.random.default_rng(1).integers(1, 1 << 16, size, dtype=np.uint16)
+    for keep in [each_its_own] if inverse else [each_its_own, np.array([30000], np.uint16)]:
+        deltas, sums = [], []
+        for each in BOTH:
+            delta = block(size)[1][1].clone()
+            sums.append(each.magnitudes(delta, numbers, keep))
+            each.drop(delta, numbers, keep, inverse)
+            deltas.append(delta)
+        assert deltas[0].equal(deltas[1])
+        assert sums[0] == pytest.approx(sums[1], rel=1e-5)
+
+
+def test_numbers_are_those_of_numpys_generator():
+    seed = np.random.SeedSequence([3, 1])
+    state = np.array(np.random.SFC64(seed).state["state"]["state"], np.uint64)
+    drawn = np.empty(1000, np.uint64)
+    kernels.draw(state, drawn[:300])
+    kernels.draw(state, drawn[300:])
+    expected = np.random.Generator(np.random.SFC64(seed)).integers(0, 2**64 - 1, 1000, dtype=np.uint64, endpoint=True)
+    assert np.array_equal(drawn, expected)
