@@ -22,7 +22,7 @@ from functools import cache
 from evals.alpaca_annotators import Annotator
 from evals.alpaca_annotators import annotator as find_annotator
 from evals.alpaca_eval_score import positional, score
-from evals.benchmark import Benchmark, Evidence, Locate, Scored, judge_request, no_check
+from evals.benchmark import Benchmark, Evidence, Locate, Scored, judge_request, no_check, published_model
 from evals.length_control import Gamed, read_gamed
 from evals.records import Answer, JudgeRequest, Question, Sampling, Score
 
@@ -38,9 +38,9 @@ def load(asset: Locate, *, version: str | None = None, annotator: str = ANNOTATO
     Raises ValueError for an annotator that cannot be used, or that contradicts ``version``.
     """
     name = _annotator_of(version, annotator)
-    version = _version(name)
-    if name != ANNOTATOR:  # which needs no package until a judge is asked
+    if version is None and name != ANNOTATOR:  # what is stored can be scored without its annotator, or the package
         find_annotator(name)
+    version = _version(name)
 
     @cache
     def rows() -> list[dict[str, str]]:
@@ -69,10 +69,10 @@ def load(asset: Locate, *, version: str | None = None, annotator: str = ANNOTATO
         return _requests(question, answers, baseline_answers, judge=judge, by=find_annotator(name))
 
     def scored(evidence: Evidence) -> Scored:
-        return score(evidence, gamed=gamed)
+        return score(evidence, gamed=gamed, baseline=published_model(BASELINE).id)
 
     def like_published(evidence: Evidence) -> Sequence[Score]:
-        return positional(evidence, gamed=gamed)
+        return positional(evidence, gamed=gamed, baseline=published_model(BASELINE).id)
 
     return Benchmark(
         name=NAME,

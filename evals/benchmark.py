@@ -66,12 +66,14 @@ class Scored:
 
     ``items`` has ITEM_COLUMNS: one row a question, the resampling unit, for every metric that is a weighted mean over
     questions; each wanted question has its row, with NaN where it is missing. ``scores`` are the other metrics, and
-    ``same`` those that equal another: by their names, the other's.
+    ``same`` those that equal another: by their names, the other's. ``flags`` say what to know of the means of items,
+    by (model, judge, baseline, metric).
     """
 
     items: DataFrame
     scores: Sequence[Score] = ()
     same: Mapping[str, str] = field(default_factory=dict)
+    flags: Mapping[tuple[str, str, str | None, str], tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

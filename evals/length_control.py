@@ -14,12 +14,16 @@ Differences from it:
   these ties was unstable before scikit-learn 1.9: ``folds="introsort"`` replays what numpy did without SIMD, on which
   most published figures rest; "stable" is the order since (and with AVX-512). They differ by 0.15 points at most.
 - Where no length is known or all differences are equal, the length says nothing: Δ counts as 0.
+- Predictions are no observations: two models' differ by a smooth function of the difficulty, with one sign on nearly
+  every question, so that their spread says nothing of how sure the score is. ``Predicted.parts`` does: what each
+  question contributes to the score, through the fit as well (the infinitesimal jackknife, Efron 1982, ch. 6; Jaeckel
+  1972). Their mean is the score, and resampling them stands for refitting on resampled questions.
 """
 
 from __future__ import annotations
 
+import io
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +39,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
 Folds = Literal["stable", "introsort"]
+RULES: tuple[Folds, ...] = ("stable", "introsort")
 
 GAMED_WEIGHT = 0.2 / 2  # lambda of length_controlled_v1, shared by the two gamed variants
 GRID = np.logspace(-4, 4, 10)  # of C; scikit-learn's Cs=10
@@ -67,6 +72,18 @@ class Compared:
     delta: Floats
 
 
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What the model of lengths says of each question, (n,) each.
+
+    ``preference`` is how probably the model is preferred if both answers were equally long. ``parts`` have the same
+    mean, and are independent from question to question; NaN where the row was not learnt from.
+    """
+
+    preference: Floats
+    parts: Floats
+
+
 def read_gamed(path: Path) -> Gamed:
     """Read ``df_gamed.csv`` with pandas, as the reference does, whose parser may differ in a number's last bit."""
     import pandas as pd
@@ -79,7 +96,7 @@ def read_gamed(path: Path) -> Gamed:
     return Gamed(features, rows["preference"].to_numpy(float), difficulty.to_numpy(float))
 
 
-def predict_all(jobs: Sequence[tuple[Compared, Folds]], *, gamed: Gamed, workers: int | None = None) -> list[Floats]:
+def predict_all(jobs: Sequence[tuple[Compared, Folds]], *, gamed: Gamed, workers: int | None = None) -> list[Predicted]:
     """Return :func:`predict` of each; many of them over ``workers`` processes (default: as many as there are cores).
 
     Processes, since liblinear shuffles with one generator for all threads; plain ones, since multiprocessing would
@@ -90,14 +107,14 @@ def predict_all(jobs: Sequence[tuple[Compared, Folds]], *, gamed: Gamed, workers
     with ThreadPoolExecutor(count) as waiting:
         others = [waiting.submit(_elsewhere, list(jobs[first::count]), gamed) for first in range(1, count)]
         shares = [_here(jobs[::count], gamed)] + [other.result() for other in others]
-    found: list[Floats] = [np.empty(0)] * len(jobs)
+    found = [Predicted(np.empty(0), np.empty(0))] * len(jobs)
     for first, share in enumerate(shares):
         found[first::count] = share
     return found
 
 
-def predict(compared: Compared, *, gamed: Gamed, folds: Folds = "stable") -> Floats:
-    """Return, (n,), how probably the model is preferred on each question if both answers were equally long.
+def predict(compared: Compared, *, gamed: Gamed, folds: Folds = "stable") -> Predicted:
+    """Return how probably the model is preferred on each question if both answers were equally long.
 
     Rows without a preference are predicted as well; without any preference all are NaN.
     """
@@ -106,15 +123,41 @@ def predict(compared: Compared, *, gamed: Gamed, folds: Folds = "stable") -> Flo
     difficulty = gamed.by_question[question]
     known = ~(np.isnan(preference) | np.isnan(delta))
     if not known.any():
-        return np.full(len(question), np.nan)
+        return Predicted(*np.full((2, len(question)), np.nan))
     ones = np.ones(int(known.sum()))
     features = np.vstack([gamed.features, np.column_stack([np.tanh(_scaled(delta))[known], difficulty[known], ones])])
     p = np.concatenate([gamed.preference, preference[known]])
     weights = np.concatenate([np.full(len(gamed.preference), GAMED_WEIGHT), ones])
     coefficients = _fit(features, p, weights, fold_of(len(p), folds))
-    predicted = np.empty(len(question))
-    predicted[order] = _logistic(difficulty * coefficients[1] + coefficients[2])
-    return predicted
+    level = np.column_stack([np.zeros(len(question)), difficulty, np.ones(len(question))])  # no difference of lengths
+    found = _logistic(level @ coefficients)
+    parts = np.full(len(question), np.nan)
+    moved = _moved(coefficients, features, p, weights, slope=_slope(found, level))[len(gamed.preference) :]
+    influence = found[known] / len(found) + moved
+    parts[known] = found.mean() + len(moved) * (influence - influence.mean())
+    predicted = np.empty((2, len(question)))
+    predicted[:, order] = found, parts
+    return Predicted(*predicted)
+
+
+def _slope(found: Floats, level: Floats) -> Floats:
+    """Return how the mean prediction moves with the coefficients, (3,)."""
+    slope: Floats = ((found * (1 - found))[:, None] * level).mean(axis=0)
+    return slope
+
+
+def _moved(coefficients: Floats, features: Floats, p: Floats, weights: Floats, *, slope: Floats) -> Floats:
+    """Return how the mean prediction moves with the weight of each row that was learnt from, through the fit, (rows,).
+
+    It is gᵀ H⁻¹ sᵢ with the ``slope`` g, the loss's second derivative H and the row's first, sᵢ. A coefficient that the
+    L1 penalty holds at 0 stays there.
+    """
+    active = coefficients != 0
+    x = features[:, active]
+    q = _logistic(features @ coefficients)
+    hessian = (x * (weights * q * (1 - q))[:, None]).T @ x
+    moved: Floats = x @ np.linalg.lstsq(hessian, slope[active], rcond=None)[0] * (p - q)
+    return moved
 
 
 def fold_of(count: int, folds: Folds) -> Ints:
@@ -168,7 +211,7 @@ def _fit(features: Floats, p: Floats, weights: Floats, fold: Ints) -> Floats:
     return found
 
 
-def _path(features: Floats, p: Floats, weights: Floats, grid: Floats) -> Floats:
+def _path(features: Floats, p: Floats, weights: Floats, grid: Floats, *, tolerance: float = TOLERANCE) -> Floats:
     """Return liblinear's coefficients at each C, (C, 3): of every row once as won, then once as lost."""
     # LogisticRegression itself checks its input for longer than liblinear works; that it finds the same is tested.
     from sklearn.svm import _liblinear
@@ -182,7 +225,7 @@ def _path(features: Floats, p: Floats, weights: Floats, grid: Floats) -> Floats:
     for row, c in zip(found, grid, strict=True):
         seed = seeds.randint(np.iinfo("i").max)
         row[:] = _liblinear.train_wrap(
-            twice, won, False, L1_LOGISTIC, TOLERANCE, -1.0, c, np.ones(2), MAX_ITERATIONS, seed, 0.1, weight
+            twice, won, False, L1_LOGISTIC, tolerance, -1.0, c, np.ones(2), MAX_ITERATIONS, seed, 0.1, weight
         )[0][0]
     return found
 
@@ -198,19 +241,48 @@ def _logistic(x: Floats) -> Floats:
     return found
 
 
-def _here(jobs: Sequence[tuple[Compared, Folds]], gamed: Gamed) -> list[Floats]:
+def _here(jobs: Sequence[tuple[Compared, Folds]], gamed: Gamed) -> list[Predicted]:
     return [predict(compared, gamed=gamed, folds=folds) for compared, folds in jobs]
 
 
-def _elsewhere(jobs: Sequence[tuple[Compared, Folds]], gamed: Gamed) -> list[Floats]:
+def _elsewhere(jobs: Sequence[tuple[Compared, Folds]], gamed: Gamed) -> list[Predicted]:
     code = "import evals.length_control as here; here._serve()"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    told = pickle.dumps((jobs, gamed))
+    told = _packed(
+        gamed=[gamed.features.ravel(), gamed.preference, gamed.by_question],
+        jobs=[array for c, _ in jobs for array in (c.question, c.preference, c.delta)],
+        folds=[np.array([RULES.index(folds) for _, folds in jobs])],
+    )
     done = subprocess.run([sys.executable, "-c", code], input=told, stdout=subprocess.PIPE, env=environment, check=True)
-    found: list[Floats] = pickle.loads(done.stdout)  # noqa: S301  (what a process of ours has written)
-    return found
+    return [Predicted(*pair) for pair in _grouped(_unpacked(done.stdout)["found"], 2)]
 
 
 def _serve() -> None:
     """Answer, in a process of its own, what :func:`_elsewhere` asks."""
-    sys.stdout.buffer.write(pickle.dumps(_here(*pickle.load(sys.stdin.buffer))))  # noqa: S301
+    told = _unpacked(sys.stdin.buffer.read())
+    features, preference, by_question = told["gamed"]
+    gamed = Gamed(features.reshape(len(preference), -1), preference, by_question)
+    jobs = [Compared(q.astype(np.intp), p, d) for q, p, d in _grouped(told["jobs"], 3)]
+    rules = [RULES[int(rule)] for rule in told["folds"][0]]
+    found = _here(list(zip(jobs, rules, strict=True)), gamed)
+    sys.stdout.buffer.write(_packed(found=[array for each in found for array in (each.preference, each.parts)]))
+
+
+def _packed(**lists: Sequence[npt.NDArray[Any]]) -> bytes:
+    """Return named lists of flat arrays as bytes: numpy's own format, which runs no code when it is read."""
+    arrays = {f"{name} {place}": array for name, given in lists.items() for place, array in enumerate(given)}
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def _unpacked(data: bytes) -> dict[str, list[npt.NDArray[Any]]]:
+    found: dict[str, list[npt.NDArray[Any]]] = {}
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        for key in arrays.files:  # in the order of writing
+            found.setdefault(key.split(" ")[0], []).append(arrays[key])
+    return found
+
+
+def _grouped(flat: Sequence[npt.NDArray[Any]], size: int) -> list[Sequence[npt.NDArray[Any]]]:
+    return [flat[begun : begun + size] for begun in range(0, len(flat), size)]

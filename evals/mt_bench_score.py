@@ -56,14 +56,16 @@ def score_single(evidence: Evidence) -> Scored:
     metrics |= {f"turn_{n + 1}": _over_turns(by_turn[:, :, n : n + 1]) for n in range(table.turns)}
     for category in dict.fromkeys(q.category for q in table.questions):
         metrics[f"category:{category}"] = rated
+    flags = _flags(table, metrics, np.isfinite(by_turn), what="ratings")
     metrics["average:fastchat"] = _over_rows(table.shape, readable)
-    return Scored(_items(table, metrics))
+    return Scored(_items(table, metrics), flags=flags)
 
 
 def score_pairs(evidence: Evidence) -> Scored:
     """Return the items of ``win_rate``."""
     table = _table(evidence)
-    return Scored(_items(table, {"win_rate": _over_turns(100.0 * _outcomes(table))}))
+    metrics = {"win_rate": _over_turns(100.0 * _outcomes(table))}
+    return Scored(_items(table, metrics), flags=_flags(table, metrics, np.isfinite(_outcomes(table)), what="turns"))
 
 
 def score_all_pairs(evidence: Evidence) -> Scored:
@@ -72,7 +74,28 @@ def score_all_pairs(evidence: Evidence) -> Scored:
     outcomes = _outcomes(table)
     judges = dict.fromkeys(w.judge for w in table.wanted)
     elos = [score for judge in judges for score in _elos(table, outcomes, judge)]
-    return Scored(_items(table, {"win_rate": _over_turns(100.0 * outcomes)}), elos)
+    metrics = {"win_rate": _over_turns(100.0 * outcomes)}
+    flags = _flags(table, metrics, np.isfinite(outcomes), what="turns")
+    return Scored(_items(table, metrics), elos, flags=flags)
+
+
+def _flags(
+    table: _Table, metrics: Mapping[str, object], there: npt.NDArray[np.bool_], *, what: str
+) -> dict[tuple[str, str, str | None, str], tuple[str, ...]]:
+    """Say of how many turns a score lacks something, where a question has some turns and not others; (G, n, T)."""
+    some = table.asked & there.any(axis=2)
+    lacking = (~there & some[:, :, None]).sum(axis=2)  # (G, n)
+    flags = {}
+    for metric in metrics:
+        of = np.array([metric == f"category:{q.category}" for q in table.questions])
+        place = of if metric.startswith("category:") else np.ones(len(of), dtype=bool)
+        if metric.startswith("turn_"):
+            continue  # a question there is one turn
+        for group, w in enumerate(table.wanted):
+            if count := int(lacking[group, place].sum()):
+                every = int(some[group, place].sum()) * table.turns
+                flags[w.model, w.judge, w.baseline, metric] = (f"{count} of {every} {what} missing",)
+    return flags
 
 
 def _outcomes(table: _Table) -> Array:

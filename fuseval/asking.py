@@ -36,12 +36,28 @@ def asked(
 ) -> list[Asked]:
     """Return the experiment's benchmarks; of each at most ``limit`` questions, or those of the ids in ``only``."""
     found = [_asked(spec, experiment, asset=asset, limit=limit) for spec in experiment.benchmarks]
-    if not only:
-        return found
-    known = {q.id for one in found for q in one.benchmark.questions()}
-    if strange := sorted(set(only) - known):
-        raise ConfigError(f"no benchmark of the experiment has a question {', '.join(map(repr, strange))}")
-    return [replace(one, questions=[q for q in one.benchmark.questions() if q.id in only]) for one in found]
+    return _only(found, only) if only else found
+
+
+def _only(found: Sequence[Asked], only: Collection[str]) -> list[Asked]:
+    """Return the benchmarks that have a question in ``only``, with those questions; an id may be BENCHMARK:ID."""
+    chosen: dict[int, set[str]] = defaultdict(set)
+    for given in only:
+        name, _, rest = given.partition(":")
+        within = [n for n, one in enumerate(found) if rest and one.benchmark.name == name]
+        wanted = rest if within else given
+        places = [n for n in within or range(len(found)) if wanted in {q.id for q in found[n].benchmark.questions()}]
+        if not places:
+            raise ConfigError(f"no benchmark of the experiment has a question {given!r}")
+        if len(places) > 1:
+            names = " or ".join(f"{found[n].benchmark.name}:{wanted}" for n in places)
+            raise ConfigError(f"several benchmarks have a question {wanted!r}: say {names}")
+        chosen[places[0]].add(wanted)
+    return [
+        replace(one, questions=[q for q in one.benchmark.questions() if q.id in chosen[n]])
+        for n, one in enumerate(found)
+        if n in chosen
+    ]
 
 
 def stored(ledger: Ledger) -> Callable[[Sequence[str]], dict[str, Answer]]:
@@ -49,7 +65,7 @@ def stored(ledger: Ledger) -> Callable[[Sequence[str]], dict[str, Answer]]:
     return lambda keys: {a.key: a for a in ledger.answers(keys=keys)} if keys else {}
 
 
-def chosen(questions: Sequence[Question], limit: int | None, *, seed: int | None = None) -> list[Question]:
+def spread(questions: Sequence[Question], limit: int | None, *, seed: int | None = None) -> list[Question]:
     """Return ``limit`` questions spread evenly over the categories; a smaller limit's are among a larger one's.
 
     Of each category the first, or with a seed random ones.
@@ -121,7 +137,7 @@ def _asked(spec: BenchmarkSpec, experiment: Experiment, *, asset: Locate, limit:
     def sampling(question: Question) -> Sampling:
         return replace(benchmark.sampling(question), seed=experiment.seed, **given)
 
-    return Asked(benchmark, chosen(benchmark.questions(), min(limits, default=None), seed=spec.seed), sampling)
+    return Asked(benchmark, spread(benchmark.questions(), min(limits, default=None), seed=spec.seed), sampling)
 
 
 def _beside(one: Asked, before: Sequence[Conversations]) -> list[Conversations]:

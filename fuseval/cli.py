@@ -46,7 +46,10 @@ LedgerOption = Annotated[Path | None, typer.Option("--ledger", help="DuckDB file
 LedgerFile = Annotated[Path, typer.Option("--ledger", help="DuckDB file with answers and judgments.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only so many questions a benchmark, spread over categories.")]
 Questions = Annotated[
-    list[str] | None, typer.Option("--questions", help="Only the questions of these ids, parted by commas.")
+    list[str] | None,
+    typer.Option(
+        "--questions", help="Only the questions of these ids, parted by commas; BENCHMARK:ID tells equal ones apart."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the rows as JSON on standard output.")]
 
@@ -196,7 +199,8 @@ def score(
             known = {name for m in opened.models() for name in (m.name, m.id)} | set(names.values())
             if model and model not in known:
                 raise ConfigError(f"no model is called {model!r} in {ledger}.{did_you_mean(model, known)}")
-            score_ledger(opened, asset=asset, benchmark=benchmark)
+            for name in score_ledger(opened, asset=asset, benchmark=benchmark):
+                say(f"{name} is no benchmark of this fuseval: its judgments are stored and not scored", style="yellow")
             figures = published_figures(opened, asset=asset, benchmark=benchmark) if like_published else []
             _leaderboard(opened, benchmark=benchmark, model=model, figures=figures, as_json=as_json)
 

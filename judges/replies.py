@@ -70,13 +70,12 @@ def a_or_b(judgment: Judgment) -> float | None:
 
 
 def small_or_big_m(judgment: Judgment) -> float | None:
-    """Return P(m) / (P(m) + P(M)) from the first token's log-probabilities; without any, the text decides.
+    """Return P(m) / (P(m) + P(M)) from the first token's log-probabilities; without any there is no verdict.
 
     Tokens count as they are (" m" is none). One that is not among the alternatives has the probability 0; with
-    neither, the reply holds no verdict.
+    neither, the reply holds no verdict. (The letter alone would make another metric of it: some annotators of
+    AlpacaEval ask for that.)
     """
-    if not judgment.top_logprobs:
-        return {"m": 1.0, "M": 0.0}.get(judgment.text)
     found = dict(judgment.top_logprobs)
     small, big = found.get("m", -math.inf), found.get("M", -math.inf)
     best = max(small, big)

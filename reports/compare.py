@@ -17,7 +17,20 @@ from results.store import Ledger
 LEVEL = 0.05  # two-sided; the 95 % interval must also leave out zero before anything is claimed
 MISSING = "missing"
 ACROSS = 6  # columns of a table in a terminal, beside the first
-COLUMNS = ("model", "benchmark", "version", "judge", "metric", "value", "low", "high", "n", "missing", "flags")
+COLUMNS = (
+    "model",
+    "benchmark",
+    "version",
+    "judge",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "n",
+    "missing",
+    "flags",
+    "baseline",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +164,21 @@ def to_json(rows: Sequence[LeaderboardRow]) -> str:
 
 
 def to_csv(rows: Sequence[LeaderboardRow]) -> str:
-    """Return the rows as CSV with a header; a missing value is an empty cell, flags are parted by spaces."""
+    """Return the rows as CSV with a header; a missing value is an empty cell, flags are parted by spaces.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({**_plain(row), "flags": " ".join(row.flags)})
+        cells = {**_plain(row), "flags": " ".join(row.flags)}
+        writer.writerow({name: _no_formula(cell) if isinstance(cell, str) else cell for name, cell in cells.items()})
     return text.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def grids(rows: Sequence[LeaderboardRow]) -> dict[str, list[dict[str, str]]]:
@@ -215,7 +236,7 @@ def _laid_out(benchmark: str, models: Mapping[str, Mapping[str, str]]) -> Iterat
 
 def _plain(row: LeaderboardRow) -> dict[str, object]:
     values = (row.name, row.benchmark, row.version, row.judge_name, row.metric, row.value, row.low, row.high)
-    return dict(zip(COLUMNS, (*values, row.n, row.missing, list(row.flags)), strict=True))
+    return dict(zip(COLUMNS, (*values, row.n, row.missing, list(row.flags), row.baseline_name), strict=True))
 
 
 _HEADER = ("model", "benchmark", "judge", "metric", "value", "95 % interval", "n", "missing", "flags")

@@ -57,3 +57,10 @@ def test_every_pair_has_its_win_rate():
 
 def test_two_models_alone_need_no_strength():
     assert scored(games("one", "base", 0.75)).scores == []
+
+
+def test_a_turn_that_is_missing_beside_one_that_is_there_is_said():
+    rows = [row for row in games("one", "base", 0.75) if row[3:6] != ("7", 2, "model_first")]
+    found = scored(rows)
+    assert found.flags == {("one", "j", "base", "win_rate"): ("1 of 80 turns missing",)}
+    assert not found.items["value"].isna().any()

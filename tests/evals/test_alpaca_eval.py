@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,11 +14,13 @@ import pytest
 from evals.alpaca_annotators import annotator, usable
 from evals.alpaca_eval import BASELINE, load
 from evals.assets import find
-from evals.benchmark import Evidence, Wanted, published_answer
+from evals.benchmark import Evidence, Wanted, published_answer, published_model
 from evals.catalog import UnknownBenchmark, find_benchmark
+from evals.stats import differences
 
 NOT_READ = pathlib.Path("no-such-cache")
 WEIGHTED = "weighted_alpaca_eval_gpt4_turbo"
+B = published_model(BASELINE).id
 TOTAL = 20  # questions of the small benchmark
 
 
@@ -36,7 +39,7 @@ def benchmark(tmp_path):
     return small(tmp_path)
 
 
-def evidence(benchmark, preferences, texts, *, model="m", baseline="b", wanted=None, drop=()):
+def evidence(benchmark, preferences, texts, *, model="m", baseline=B, wanted=None, drop=()):
     """The model's preferences and texts (or None) by question id; verdicts on the questions of ``drop`` are stale."""
     theirs = benchmark.baseline_answers(BASELINE)
     verdicts = pd.DataFrame(
@@ -227,16 +230,31 @@ def test_a_preference_of_one_half_is_a_draw_and_anything_above_it_a_win(benchmar
     assert values(found, "win_rate")["0"] == 30.0
 
 
-def test_a_question_without_a_verdict_is_missing_but_its_preference_at_equal_lengths_is_predicted(benchmark):
+def test_a_question_without_a_verdict_is_missing_at_equal_lengths_too(benchmark):
     preferences, texts = everything()
     del preferences["5"]
     found = benchmark.score(evidence(benchmark, preferences | {"6": None}, texts | {"5": None}, drop=("7",)))
-    missing = [q for q, value in values(found, "win_rate").items() if np.isnan(value)]
-    assert missing == ["5", "6", "7"]
-    assert not np.isnan(list(values(found, "lc_win_rate").values())).any()
+    for metric in ("win_rate", "lc_win_rate"):
+        assert [q for q, value in values(found, metric).items() if np.isnan(value)] == ["5", "6", "7"]
     error = score(found, "lc_standard_error")
     assert (error.n, error.missing, "lc_not_comparable" in error.flags) == (17, 3, True)
-    assert score(found, "standard_error").flags == ()
+    assert found.flags["m", "j", B, "lc_win_rate"] == error.flags
+    assert score(found, "standard_error").flags == found.flags["m", "j", B, "win_rate"] == ()
+
+
+def test_against_another_baseline_nothing_is_said_of_equal_lengths(benchmark):
+    preferences, texts = everything()
+    found = benchmark.score(evidence(benchmark, preferences, texts, baseline="davinci"))
+    assert set(found.items["metric"]) == {"win_rate", "discrete_win_rate"}
+    assert [each.metric for each in found.scores] == ["standard_error"]
+
+
+def test_an_unreadable_reply_after_a_readable_one_takes_nothing_away(benchmark):
+    preferences, texts = everything()
+    once = evidence(benchmark, preferences, texts)
+    later = once.verdicts[once.verdicts["question"] == "3"].assign(value=np.nan)
+    twice = Evidence(once.questions, once.wanted, pd.concat([once.verdicts, later]), once.answers)
+    assert values(benchmark.score(twice), "win_rate")["3"] == 30.0
 
 
 def test_the_last_verdict_that_counts_is_taken(benchmark):
@@ -254,6 +272,7 @@ def test_a_subset_is_flagged(benchmark):
     assert list(values(found, "win_rate")) == ["3", "9", "11"]
     assert score(found, "standard_error").flags == ("subset",)
     assert score(found, "lc_standard_error").flags[:2] == ("subset", "lc_not_comparable")
+    assert found.flags["m", "j", B, "lc_win_rate"][:2] == ("subset", "lc_not_comparable")
 
 
 def test_win_rates_more_than_ten_points_apart_are_flagged(benchmark):
@@ -268,7 +287,7 @@ def test_win_rates_more_than_ten_points_apart_are_flagged(benchmark):
 
 def test_the_baseline_itself_has_one_half_everywhere(benchmark):
     texts = {q: text for q, (text,) in benchmark.baseline_answers(BASELINE).items()}
-    for case in (evidence(benchmark, {}, texts), evidence(benchmark, {}, {}, model="b")):
+    for case in (evidence(benchmark, {}, texts), evidence(benchmark, {}, {}, model=B)):
         found = benchmark.score(case)
         assert set(found.items["value"]) == {50.0}
         assert [each.value for each in found.scores] == [0.0, 0.0]
@@ -322,6 +341,44 @@ def test_the_leaderboard_is_reproduced_under_one_of_the_two_rules(model):
     assert score(found, "standard_error").value == pytest.approx(row["standard_error"], abs=1e-6)
     rules = [means[metric] for metric in ("lc_win_rate", "lc_win_rate:introsort") if metric in means]
     assert min(abs(mean - row["length_controlled_winrate"]) for mean in rules) < 1e-6
+
+
+def test_the_interval_at_equal_lengths_is_that_of_refitting_on_resampled_questions():
+    benchmark, given = published("FuseChat-Llama-3.1-8B-Instruct")
+    items = benchmark.score(given).items
+    parts = items[items["metric"] == "lc_win_rate"]["value"]
+    # Of 150 refits on resampled questions the standard deviation was 1.52; that of the predictions is 0.67.
+    assert parts.std(ddof=1) / 805**0.5 == pytest.approx(1.52, rel=0.1)
+
+
+def test_two_models_that_are_no_different_are_not_told_apart_at_equal_lengths():
+    benchmark, one = published("FuseChat-Llama-3.1-8B-Instruct")
+    _, other = published("gemma-2b-it")
+    p_values = []
+    for seed in range(8):
+        swap = np.random.default_rng(seed).permutation(805) < 402
+        mixed = [_mixed(one, other, swap, "x"), _mixed(other, one, swap, "y")]
+        items = pd.concat([benchmark.score(each).items for each in mixed])
+        items = items[items["metric"] == "lc_win_rate"]
+        [found] = differences(items, [("x", "y")], benchmark="alpaca_eval", version="2.0", rounds=400)
+        p_values.append(found.p)
+    assert sum(p < 0.05 for p in p_values) <= 2
+
+
+def _mixed(one, other, swap, name):
+    """The first's answers and verdicts, and the other's where ``swap`` says so, as those of a model called ``name``."""
+    theirs = {str(q) for q in np.flatnonzero(swap)}
+    frames = []
+    for table in ("verdicts", "answers"):
+        parts = []
+        for evidence_, keep in ((one, lambda q: q not in theirs), (other, lambda q: q in theirs)):
+            frame = getattr(evidence_, table)
+            parts.append(frame[frame["question"].map(keep)])
+        both = pd.concat(parts)
+        both["model"] = both["model"].where(both["model"] == B, name)
+        frames.append(both)
+    [wanted] = one.wanted
+    return Evidence(one.questions, [replace(wanted, model=name)], *frames)
 
 
 def test_shuffled_rows_give_the_identical_figures():

@@ -80,36 +80,66 @@ def test_an_unknown_rule_names_those_there_are():
 def test_the_order_of_the_rows_does_not_matter(folds):
     rows, order = compared(), np.random.default_rng(2).permutation(40)
     whole = predict(rows, gamed=gamed(), folds=folds)
-    assert predict(taken(rows, order), gamed=gamed(), folds=folds).tolist() == whole[order].tolist()
+    found = predict(taken(rows, order), gamed=gamed(), folds=folds)
+    assert found.preference.tolist() == whole.preference[order].tolist()
+    assert found.parts.tolist() == whole.parts[order].tolist()
 
 
 def test_a_row_without_a_preference_is_predicted_and_teaches_nothing():
     rows = compared()
     rows.preference[7] = np.nan
-    found = predict(rows, gamed=gamed())
+    predicted = predict(rows, gamed=gamed())
+    found = predicted.preference
+    assert np.flatnonzero(np.isnan(predicted.parts)).tolist() == [7]
     others = np.delete(np.arange(40), 7)
     alone = Compared(rows.question, rows.preference, rows.delta * np.where(np.arange(40) == 7, np.nan, 1))
     assert not np.isnan(found).any()
     # Its lengths still tell how much lengths vary, as in alpaca_eval; without them the others' predictions remain near.
-    assert found[others] == pytest.approx(predict(alone, gamed=gamed())[others], abs=0.02)
+    assert found[others] == pytest.approx(predict(alone, gamed=gamed()).preference[others], abs=0.02)
 
 
 def test_without_any_preference_nothing_is_predicted():
     rows = compared()
     rows.preference[:] = np.nan
-    assert np.isnan(predict(rows, gamed=gamed())).all()
+    assert np.isnan(predict(rows, gamed=gamed()).preference).all()
 
 
 def test_equal_lengths_say_nothing_and_break_nothing():
     rows = compared()
-    found = predict(Compared(rows.question, rows.preference, np.full(40, 12.0)), gamed=gamed())
+    found = predict(Compared(rows.question, rows.preference, np.full(40, 12.0)), gamed=gamed()).preference
     assert ((found > 0) & (found < 1)).all()
 
 
 def test_the_unit_of_length_does_not_matter():
     rows = compared()
     longer = Compared(rows.question, rows.preference, 4 * rows.delta)
-    assert predict(longer, gamed=gamed()).tolist() == predict(rows, gamed=gamed()).tolist()
+    assert predict(longer, gamed=gamed()).preference.tolist() == predict(rows, gamed=gamed()).preference.tolist()
+
+
+def test_the_parts_have_the_predictions_mean():
+    found = predict(compared(), gamed=gamed())
+    assert found.parts.mean() == pytest.approx(found.preference.mean(), abs=1e-12)
+
+
+def test_a_questions_part_is_how_the_mean_moves_with_its_weight():
+    rows, steady = compared(seed=5), gamed()
+    from evals.length_control import GAMED_WEIGHT, _moved, _path, _slope
+
+    x = np.vstack([steady.features, np.column_stack([np.tanh(rows.delta / 900), np.linspace(-1, 1, 40), np.ones(40)])])
+    p = np.concatenate([steady.preference, rows.preference])
+    weights = np.concatenate([np.full(len(steady.preference), GAMED_WEIGHT), np.ones(40)])
+    level = np.column_stack([np.zeros(40), x[-40:, 1], np.ones(40)])
+
+    def mean(weights):
+        coefficients = _path(x, p, weights, np.array([1e4]), tolerance=1e-10)[0]
+        return coefficients, 1 / (1 + np.exp(-level @ coefficients))
+
+    coefficients, found = mean(weights)
+    moved = _moved(coefficients, x, p, weights, slope=_slope(found, level))
+    for row in (-1, -17):
+        more = weights.copy()
+        more[row] += 1e-3
+        assert (mean(more)[1].mean() - found.mean()) / 1e-3 == pytest.approx(moved[row], rel=0.05, abs=1e-5)
 
 
 def test_the_fit_is_the_one_of_scikit_learns_logistic_regression():
@@ -129,7 +159,8 @@ def test_the_fit_is_the_one_of_scikit_learns_logistic_regression():
 def test_several_processes_find_what_one_finds():
     jobs = [(compared(seed=seed), folds) for seed in range(16) for folds in ("stable", "introsort")]
     alone = predict_all(jobs, gamed=gamed(), workers=1)
-    assert [each.tolist() for each in predict_all(jobs, gamed=gamed(), workers=2)] == [each.tolist() for each in alone]
+    for here, there in zip(alone, predict_all(jobs, gamed=gamed(), workers=2), strict=True):
+        assert (there.preference.tolist(), there.parts.tolist()) == (here.preference.tolist(), here.parts.tolist())
 
 
 @pytest.mark.slow
@@ -147,7 +178,7 @@ def test_the_predictions_are_alpaca_evals(model, monkeypatch):
         monkeypatch.setattr(glm_winrate, "hf_hub_download", lambda **_: str(csv))
         table = pd.DataFrame(rows)
         found = glm_winrate.get_length_controlled_winrate(table, save_weights_dir=None)
-    predicted = 100 * predict(ours, gamed=read_gamed(csv), folds="stable")
+    predicted = 100 * predict(ours, gamed=read_gamed(csv), folds="stable").preference
     assert predicted == pytest.approx(100 * table["glm_preference"].to_numpy(), abs=1e-9)
     assert predicted.mean() == pytest.approx(found["length_controlled_winrate"], abs=1e-9)
     assert predicted.std(ddof=1) / 805**0.5 == pytest.approx(found["lc_standard_error"], abs=1e-9)

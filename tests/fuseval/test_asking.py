@@ -8,7 +8,7 @@ import pytest
 from evals import starter
 from evals.benchmark import Benchmark, judge_request, published_model
 from evals.records import Model, Sampling
-from fuseval.asking import Asked, asked, chosen, published, requests
+from fuseval.asking import Asked, asked, published, requests, spread
 from fuseval.config import ConfigError, Experiment, JudgeSpec
 from fuseval.models import Candidate
 from results.store import Ledger
@@ -87,7 +87,7 @@ def test_a_judges_own_bound_on_its_replies_makes_other_requests(ledger):
 @pytest.mark.parametrize("seed", [None, 0, 7])
 def test_a_smaller_limits_questions_are_among_a_larger_ones_and_spread_over_the_categories(seed):
     every = starter.questions()
-    few, more = chosen(every, 6, seed=seed), chosen(every, 20, seed=seed)
+    few, more = spread(every, 6, seed=seed), spread(every, 20, seed=seed)
     assert set(few) <= set(more)
     assert len({q.category for q in few}) == len({q.category for q in every})
     assert [q for q in every if q in more] == more  # in the benchmark's order
@@ -95,8 +95,8 @@ def test_a_smaller_limits_questions_are_among_a_larger_ones_and_spread_over_the_
 
 def test_with_a_seed_other_questions_are_taken_and_the_same_each_time():
     every = starter.questions()
-    assert chosen(every, 9, seed=1) == chosen(every, 9, seed=1)
-    assert len({tuple(q.id for q in chosen(every, 9, seed=seed)) for seed in (None, 0, 1, 2)}) == 4
+    assert spread(every, 9, seed=1) == spread(every, 9, seed=1)
+    assert len({tuple(q.id for q in spread(every, 9, seed=seed)) for seed in (None, 0, 1, 2)}) == 4
 
 
 def experiment(**changes) -> Experiment:
@@ -110,3 +110,14 @@ def test_questions_are_chosen_by_id_and_an_unknown_id_is_an_error():
     assert [q.id for q in one.questions] == [first]
     with pytest.raises(ConfigError, match="no benchmark of the experiment has a question 'nope'"):
         asked(experiment(), asset=nowhere, only=[first, "nope"])
+
+
+def test_an_id_of_several_benchmarks_must_say_whose_and_the_others_are_left_alone(monkeypatch):
+    other = replace(starter.load(nowhere), name="other")
+    known = {"starter": starter.load(nowhere), "other": other}
+    monkeypatch.setattr("fuseval.asking.find_benchmark", lambda name, **_: known[name])
+    first = starter.questions()[0].id
+    with pytest.raises(ConfigError, match=f"say starter:{first} or other:{first}"):
+        asked(experiment(benchmarks=["starter", "other"]), asset=nowhere, only=[first])
+    [one] = asked(experiment(benchmarks=["starter", "other"]), asset=nowhere, only=[f"other:{first}"])
+    assert (one.benchmark.name, [q.id for q in one.questions]) == ("other", [first])

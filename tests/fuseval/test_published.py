@@ -34,7 +34,20 @@ def fuseval(tmp_path):
 def scores(fuseval, *options):
     """Return the scores by metric, of a ledger with one model, and the rows themselves."""
     rows = json.loads(fuseval("score", "--json", *options))
-    keys = {"model", "benchmark", "version", "judge", "metric", "value", "low", "high", "n", "missing", "flags"}
+    keys = {
+        "model",
+        "benchmark",
+        "version",
+        "judge",
+        "metric",
+        "value",
+        "low",
+        "high",
+        "n",
+        "missing",
+        "flags",
+        "baseline",
+    }
     assert all(set(row) == keys for row in rows)
     return {row["metric"]: row["value"] for row in rows}, rows
 

@@ -101,9 +101,9 @@ def test_a_token_that_is_not_there_has_no_probability_and_two_such_no_verdict(lo
     assert read("m_or_M", "m", logprobs) == value
 
 
-@pytest.mark.parametrize(("text", "value"), [("m", 1.0), ("M", 0.0), ("m.", None), ("M is", None), ("", None)])
-def test_where_an_endpoint_gives_no_log_probabilities_the_text_decides(text, value):
-    assert read("m_or_M", text) == value
+@pytest.mark.parametrize("text", ["m", "M", "m.", ""])
+def test_where_an_endpoint_gives_no_log_probabilities_there_is_no_verdict(text):
+    assert read("m_or_M", text) is None
 
 
 @pytest.mark.parametrize("small", [-0.0175, -4.05, -12.5])
@@ -142,7 +142,7 @@ def request(reply, order):
 
 @pytest.mark.parametrize(
     ("reply", "text", "value"),
-    [("pair", "[[A]]", 1.0), ("five_verdicts", "[[A>B]]", 0.75), ("m_or_M", "m", 1.0), ("preference", "1.2", 0.8)],
+    [("pair", "[[A]]", 1.0), ("five_verdicts", "[[A>B]]", 0.75), ("preference", "1.2", 0.8)],
 )
 def test_a_verdict_is_the_models_whichever_answer_was_first(reply, text, value):
     said = judgment(text)

@@ -5,7 +5,7 @@ import json
 from reports.compare import grids, interval, number, p_text, statement, to_csv, to_json, to_latex, to_markdown
 from results.queries import DifferenceRow, LeaderboardRow
 
-KEYS = ["model", "benchmark", "version", "judge", "metric", "value", "low", "high", "n", "missing", "flags"]
+KEYS = ["model", "benchmark", "version", "judge", "metric", "value", "low", "high", "n", "missing", "flags", "baseline"]
 
 
 def score(**changes):
