@@ -85,7 +85,7 @@ def _flags(
     """Say of how many turns a score lacks something, where a question has some turns and not others; (G, n, T)."""
     some = table.asked & there.any(axis=2)
     lacking = (~there & some[:, :, None]).sum(axis=2)  # (G, n)
-    flags = {}
+    flags: dict[tuple[str, str, str | None, str], tuple[str, ...]] = {}
     for metric in metrics:
         of = np.array([metric == f"category:{q.category}" for q in table.questions])
         place = of if metric.startswith("category:") else np.ones(len(of), dtype=bool)
