@@ -105,7 +105,7 @@ def load(asset: Locate, *, version: str | None = None) -> Benchmark:
 def _like_published(evidence: Evidence, *, rules: arena_scores.Rules) -> Sequence[Score]:
     from evals.arena_published import like_published  # with numpy, which nothing needs that only asks
 
-    return like_published(evidence, rules=rules)
+    return arena_scores.told_apart(like_published(evidence, rules=rules), evidence.wanted, evidence.questions)
 
 
 def read_answers(path: Path) -> dict[str, tuple[str, ...]]:

@@ -6,17 +6,18 @@ See :mod:`evals.arena_hard` for the protocol, :mod:`evals.style` for the style-c
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from evals.benchmark import ITEM_COLUMNS, Evidence, Scored, Wanted
-from evals.records import Score
+from evals.records import Question, Score
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from pandas import DataFrame
+    from pandas import Categorical, DataFrame
 
     Array = NDArray[np.float64]
 
@@ -44,11 +45,44 @@ def score(evidence: Evidence, *, rules: Rules, parts: Callable[[], Mapping[str, 
     """Return ``win_rate`` and ``bradley_terry`` (equal: see :mod:`evals.arena_hard`), its parts, and style control.
 
     A question's value is the weighted share of its readable games that the model won, a tie being half, in per cent,
-    and its weight is theirs; ``parts`` maps question ids to subcategories.
+    and its weight is theirs; ``parts`` maps question ids to subcategories. Of a model that was judged against several
+    baselines, as v2.0's categories are, only the parts have names that tell them apart.
     """
     sums = _sums(evidence, rules)
-    styled = tuple(_style_scores(sums, evidence, rules))
-    return Scored(items=_items(sums, rules, parts), scores=styled, same={"bradley_terry": "win_rate"})
+    items = _items(sums, rules, parts)
+    several = _several(sums.wanted)
+    if several:
+        rows = zip(items["metric"], items["model"], items["judge"], strict=True)
+        items = items[[metric != "win_rate" or tuple(who) not in several for metric, *who in rows]]
+    styled = told_apart(tuple(_style_scores(sums, evidence, rules)), sums.wanted, evidence.questions)
+    flags = {(w.model, w.judge, w.baseline, metric): said for w, said in _lacking(sums) for metric in ("win_rate",)}
+    return Scored(items=items, scores=styled, same={"bradley_terry": "win_rate"}, flags=flags)
+
+
+def told_apart(scores: Sequence[Score], wanted: Sequence[Wanted], questions: Sequence[Question]) -> tuple[Score, ...]:
+    """Return the scores, the metric followed by the category where a model has several baselines."""
+    category, several = {q.id: q.category for q in questions}, _several(wanted)
+    names = {
+        (w.model, w.judge, w.baseline): ":" + "+".join(sorted({category[q] for q in w.questions if q in category}))
+        for w in wanted
+        if (w.model, w.judge) in several
+    }
+    return tuple(replace(s, metric=s.metric + names.get((s.model, s.judge, s.baseline), "")) for s in scores)
+
+
+def _several(wanted: Sequence[Wanted]) -> set[tuple[str, str]]:
+    """Return the models, with their judges, that are compared with several baselines."""
+    baselines: dict[tuple[str, str], set[str | None]] = defaultdict(set)
+    for w in wanted:
+        baselines[w.model, w.judge].add(w.baseline)
+    return {who for who, found in baselines.items() if len(found) > 1}
+
+
+def _lacking(sums: _Sums) -> Iterator[tuple[Wanted, tuple[str, ...]]]:
+    """Yield what to say of groups of which a question has one game that can be read and one that cannot."""
+    for w, games in zip(sums.wanted, sums.games, strict=True):
+        if lost := int((games == 1).sum()):
+            yield w, (f"{lost} of {len(ORDERS) * int((games > 0).sum())} games missing",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +95,21 @@ class _Sums:
     asked: NDArray[np.bool_]  # (G, Q)
     won: Array  # (G, Q), what of the weight
     weight: Array  # (G, Q)
+    games: NDArray[np.int64]  # (G, Q), that count
 
 
 def _sums(evidence: Evidence, rules: Rules) -> _Sums:
     import numpy as np
 
     placed = place_games(evidence, rules)
-    shape, games = placed.asked.shape, placed.games
+    shape, said = placed.asked.shape, placed.games
     place = placed.group * shape[1] + placed.question
-    weights, outcomes = games["weight"].to_numpy(dtype=float), games["outcome"].to_numpy(dtype=float)
+    weights, outcomes = said["weight"].to_numpy(dtype=float), said["outcome"].to_numpy(dtype=float)
     weight: Array = np.bincount(place, weights, minlength=placed.asked.size).astype(float).reshape(shape)
     won: Array = np.bincount(place, weights * outcomes, minlength=placed.asked.size).astype(float).reshape(shape)
     categories = tuple(question.category for question in evidence.questions)
-    return _Sums(placed.wanted, placed.questions, categories, placed.asked, won, weight)
+    games = np.bincount(place[weights > 0], minlength=placed.asked.size).reshape(shape)
+    return _Sums(placed.wanted, placed.questions, categories, placed.asked, won, weight, games)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +154,12 @@ def _groups(evidence: Evidence) -> tuple[Wanted, ...]:
 
 
 def _games(verdicts: DataFrame, rules: Rules) -> DataFrame:
-    """Return the last counting verdict of each game with its ``weight`` (0: unreadable) and ``outcome`` (1: won)."""
+    """Return the last readable verdict of each game that counts, with its ``weight`` and ``outcome`` (1: won)."""
     import numpy as np
 
     games = verdicts[verdicts["counts"].astype(bool) & verdicts["order"].isin(ORDERS) & verdicts["baseline"].notna()]
-    games = games[games["model"] != games["baseline"]].drop_duplicates([*GROUP, "question", "order"], keep="last")
+    games = games[games["value"].notna()]
+    games = games.drop_duplicates([*GROUP, "question", "order"], keep="last")
     value = games["value"].to_numpy(dtype=float)
     weight = np.where((value == 0) | (value == 1), float(DECISIVE), 1.0) * ~np.isnan(value)
     outcome = np.nan_to_num((np.sign(value - 0.5) + 1) / 2)
@@ -144,21 +181,28 @@ def _items(sums: _Sums, rules: Rules, parts: Callable[[], Mapping[str, str]]) ->
         of = parts()
         part = np.array([of.get(question, "") for question in sums.questions], dtype=object)
         subsets += [(f"win_rate:{name}", part == name) for name in rules.parts if (part == name).any()]
-    names = [np.array([getattr(w, column) for w in sums.wanted], dtype=object) for column in GROUP]
-    questions = np.array(sums.questions, dtype=object)
     value = np.divide(100.0 * sums.won, sums.weight, out=np.full(sums.won.shape, np.nan), where=sums.weight > 0)
     frames = []
-    for metric, subset in subsets:
+    for place, (_, subset) in enumerate(subsets):
         group, question = np.nonzero(sums.asked & subset)
         columns = [
-            *(name[group] for name in names),
-            metric,
-            questions[question],
+            *(_categories([getattr(w, column) for w in sums.wanted], group) for column in GROUP),
+            _categories([metric for metric, _ in subsets], np.full(len(group), place)),
+            _categories(sums.questions, question),
             value[group, question],
             sums.weight[group, question],
         ]
         frames.append(pd.DataFrame(dict(zip(ITEM_COLUMNS, columns, strict=True))))
     return pd.concat(frames, ignore_index=True)
+
+
+def _categories(names: Sequence[str | None], places: NDArray[np.intp]) -> Categorical:
+    """Return the names at these places: as categories, which are numbers however often a name comes."""
+    import numpy as np
+    import pandas as pd
+
+    codes, distinct = pd.factorize(np.array(names, dtype=object))
+    return pd.Categorical.from_codes(codes[places], distinct)
 
 
 def _style_scores(sums: _Sums, evidence: Evidence, rules: Rules) -> Iterator[Score]:

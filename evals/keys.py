@@ -6,20 +6,28 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
+
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 def content_key(*parts: object) -> str:
     """Return 32 hex digits (128 bits of SHA-256) of the parts' canonical JSON; dataclasses count as their fields."""
-    text = json.dumps([_plain(part) for part in parts], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    text = _CANONICAL.encode([_plain(part) for part in parts])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+@cache
+def _fields(type_: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(type_))
 
 
 def _plain(value: object) -> Any:
     if value is None or isinstance(value, str | int | float | bool):  # most are
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {name: _plain(getattr(value, name)) for name in _fields(type(value))}
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes):

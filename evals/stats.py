@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from evals.item_columns import Column, Group, columns_of
 from evals.power import detectable_difference
 from evals.records import Difference, Score
 from evals.resampling import ROUNDS, Values, label_swap_p, percentile_intervals, resampled_means
@@ -30,17 +30,6 @@ ROWS = 256  # resampled figures held at a time, each ROUNDS numbers of 8 bytes
 
 T = TypeVar("T")
 
-Group = tuple[str, str, str | None, str]  # model, judge, baseline, metric
-
-
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """One metric of one model: a value a question, by rising question code, and 0 with weight 0 where missing."""
-
-    questions: NDArray[np.int64]  # (n,)
-    values: Values  # (n,)
-    weights: Values  # (n,)
-
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
@@ -48,8 +37,9 @@ class _Pair:
 
     record: Difference  # with the figures still to come
     questions: int  # of either model
-    mine: _Column
-    theirs: _Column
+    group: Group  # of the model
+    mine: Column
+    theirs: Column | None  # None: the other is the baseline, which is EVEN wherever the model has a value
 
 
 def mean_scores(items: DataFrame, *, benchmark: str, version: str, rounds: int = ROUNDS, seed: int = 0) -> list[Score]:
@@ -60,14 +50,8 @@ def mean_scores(items: DataFrame, *, benchmark: str, version: str, rounds: int =
     weight 0, so that a resample holds more of them or fewer. A resample without any weight does not count. With all
     missing the score is None. Raises ValueError for a question that stands twice, and for a negative weight.
     """
-    columns = _columns(items)
-    scores = {group: _score(group, column, benchmark, version) for group, column in columns.items()}
-    for batch in _batches([g for g, s in scores.items() if s.n], lambda g: len(columns[g].questions), ROWS):
-        means = [scores[g].value or 0.0 for g in batch]
-        ends = percentile_intervals(_resampled([columns[g] for g in batch], means, rounds, seed))
-        for group, mean, (low, high) in zip(batch, means, ends, strict=True):
-            scores[group] = replace(scores[group], low=mean + float(low), high=mean + float(high))
-    return list(scores.values())
+    scores, _ = scores_and_differences(items, (), benchmark=benchmark, version=version, rounds=rounds, seed=seed)
+    return scores
 
 
 def differences(
@@ -88,16 +72,26 @@ def differences(
     differences of this call together: whatever is published as one table belongs into one call. ``detectable`` is
     None with fewer than two questions, or where the gaps do not vary, so that nothing is known of their spread.
     """
-    found = list(_pairs(_columns(items), pairs, benchmark, version))
-    records = [pair.record for pair in found]
-    countable = [at for at, pair in enumerate(found) if pair.record.n]
-    for batch in _batches(countable, lambda at: found[at].questions, ROWS // 2):
-        for at, record in zip(batch, _compared([found[at] for at in batch], rounds, seed), strict=True):
-            records[at] = record
-    corrected = holm([records[at].p or 0.0 for at in countable])
-    for at, p in zip(countable, corrected, strict=True):
-        records[at] = replace(records[at], p_holm=p)
-    return records
+    columns = columns_of(items)
+    found = list(_pairs(columns, pairs, benchmark, version))
+    even = {pair.group: columns[pair.group] for pair in found if pair.theirs is None}
+    return _differences(found, _ends(even, rounds, seed), rounds, seed)
+
+
+def scores_and_differences(
+    items: DataFrame,
+    pairs: Iterable[tuple[str, str]],
+    *,
+    benchmark: str,
+    version: str,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+) -> tuple[list[Score], list[Difference]]:
+    """Return what :func:`mean_scores` and :func:`differences` do, with what they share computed once."""
+    columns = columns_of(items)
+    ends = _ends(columns, rounds, seed)
+    scores = [_score(group, column, ends.get(group), benchmark, version) for group, column in columns.items()]
+    return scores, _differences(list(_pairs(columns, pairs, benchmark, version)), ends, rounds, seed)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -110,47 +104,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _columns(items: DataFrame) -> dict[Group, _Column]:
-    """Return every column of the table, in order of appearance."""
-    import pandas as pd
-
-    if items.empty:
-        return {}
-    by = ["model", "judge", "baseline", "metric"]
-    group = items.groupby(by, dropna=False, sort=False).ngroup().to_numpy()  # counted in order of appearance
-    question, names = pd.factorize(items["question"], sort=True)
-    order = np.lexsort((question, group))
-    group, question = group[order], question[order].astype(np.int64)
-    values = items["value"].to_numpy(dtype=np.float64, na_value=np.nan)[order]
-    weights = items["weight"].to_numpy(dtype=np.float64, na_value=np.nan)[order]
-    begin = np.flatnonzero(np.diff(group, prepend=-1))
-    rows = items[by].iloc[order[begin]].itertuples(index=False, name=None)
-    keys: list[Group] = [(m, j, None if pd.isna(b) else b, k) for m, j, b, k in rows]
-    for at in np.flatnonzero((np.diff(group) == 0) & (np.diff(question) == 0))[:1]:
-        raise ValueError(f"question {names[question[at]]!r} has two rows of {_named(keys[group[at]])}; give one")
-    for numbers, bad, what in (
-        (weights, weights < 0, "weight {} at {} is negative; a question that should not count has weight 0"),
-        (weights, np.isinf(weights), "weight {} at {} is not finite; give a number"),
-        (values, np.isinf(values), "value {} at {} is not finite; give a number, or NaN where there is none"),
-    ):
-        for at in np.flatnonzero(bad)[:1]:
-            place = f"question {names[question[at]]!r} of {_named(keys[group[at]])}"
-            raise ValueError(what.format(numbers[at], place))
-    present = ~np.isnan(values) & (weights > 0)
-    values, weights = np.where(present, values, 0.0), np.where(present, weights, 0.0)
-    ends = [*begin[1:], len(group)]
-    parts = [slice(b, e) for b, e in zip(begin, ends, strict=True)]
-    return {k: _Column(question[s], values[s], weights[s]) for k, s in zip(keys, parts, strict=True)}
+def _ends(columns: Mapping[Group, Column], rounds: int, seed: int) -> dict[Group, tuple[float, float]]:
+    """Return how far the ends of the intervals lie from the means; nothing of a group without any value."""
+    found = {}
+    present = [group for group, column in columns.items() if column.weights.any()]
+    for batch in _batches(present, lambda group: len(columns[group].questions), ROWS):
+        several = [columns[group] for group in batch]
+        resampled = _resampled(several, [_mean(column) for column in several], rounds, seed)
+        for group, (low, high) in zip(batch, percentile_intervals(resampled), strict=True):
+            found[group] = float(low), float(high)
+    return found
 
 
-def _named(group: Group) -> str:
-    model, judge, baseline, metric = group
-    return f"metric {metric!r} (model {model!r}, judge {judge!r}, baseline {baseline!r})"
-
-
-def _score(group: Group, column: _Column, benchmark: str, version: str) -> Score:
+def _score(group: Group, column: Column, ends: tuple[float, float] | None, benchmark: str, version: str) -> Score:
     model, judge, baseline, metric = group
     n = int(np.count_nonzero(column.weights))
+    mean = _mean(column) if n else None
+    # Of one question nothing is known of how much others would differ.
+    low, high = (mean + end for end in ends) if ends and mean is not None and n > 1 else (None, None)
     return Score(
         model=model,
         benchmark=benchmark,
@@ -158,22 +129,22 @@ def _score(group: Group, column: _Column, benchmark: str, version: str) -> Score
         judge=judge,
         baseline=baseline,
         metric=metric,
-        value=_mean(column) if n else None,
-        low=None,
-        high=None,
+        value=mean,
+        low=low,
+        high=high,
         n=n,
         missing=len(column.questions) - n,
     )
 
 
-def _mean(column: _Column) -> float:
+def _mean(column: Column) -> float:
     # fsum rounds once, so that the order of rows cannot show.
     return math.fsum((column.weights * column.values).tolist()) / math.fsum(column.weights.tolist())
 
 
-def _batches(things: Iterable[T], size_of: Callable[[T], int], most: int) -> Iterator[list[T]]:
+def _batches(things: Iterable[T], size_of: Callable[[T], object], most: int) -> Iterator[list[T]]:
     """Yield things that have equally many questions, at most ``most`` together."""
-    by_size: dict[int, list[T]] = defaultdict(list)
+    by_size: dict[object, list[T]] = defaultdict(list)
     for thing in things:
         by_size[size_of(thing)].append(thing)
     for alike in by_size.values():
@@ -181,14 +152,14 @@ def _batches(things: Iterable[T], size_of: Callable[[T], int], most: int) -> Ite
             yield alike[begun : begun + most]
 
 
-def _resampled(columns: Sequence[_Column], means: Sequence[float], rounds: int, seed: int) -> Values:
+def _resampled(columns: Sequence[Column], means: Sequence[float], rounds: int, seed: int) -> Values:
     """Return resampled means less the given ones, shape (columns, rounds)."""
     values = np.stack([c.values for c in columns]) - np.array(means)[:, None]
     return resampled_means(values, np.stack([c.weights for c in columns]), rounds=rounds, seed=seed)
 
 
 def _pairs(
-    columns: dict[Group, _Column], pairs: Iterable[tuple[str, str]], benchmark: str, version: str
+    columns: dict[Group, Column], pairs: Iterable[tuple[str, str]], benchmark: str, version: str
 ) -> Iterator[_Pair]:
     """Yield what can be compared, each with its record."""
     of_model: dict[str, list[Group]] = defaultdict(list)
@@ -198,12 +169,14 @@ def _pairs(
         for group in of_model[model] if other != model else ():
             _, judge, baseline, metric = group
             mine, theirs = columns[group], columns.get((other, judge, baseline, metric))
+            both = mine
             if other == baseline:
-                theirs = _Column(mine.questions, np.full(len(mine.values), EVEN), mine.weights)
-            if theirs is None:
+                theirs = None
+            elif theirs is None:
                 continue
-            aligned, _ = _aligned(mine, theirs)
-            n, questions = int(np.count_nonzero(aligned.weights)), len(aligned.questions)
+            else:
+                both, _ = _aligned(mine, theirs)
+            n, questions = int(np.count_nonzero(both.weights)), len(both.questions)
             record = Difference(
                 model=model,
                 other=other,
@@ -219,10 +192,10 @@ def _pairs(
                 n=n,
                 missing=questions - n,
             )
-            yield _Pair(record, questions, mine, theirs)
+            yield _Pair(record, questions, group, mine, theirs)
 
 
-def _aligned(mine: _Column, theirs: _Column) -> tuple[_Column, _Column]:
+def _aligned(mine: Column, theirs: Column) -> tuple[Column, Column]:
     """Return both on the questions of either, with weight 0 for both where one of them is missing."""
     questions = np.union1d(mine.questions, theirs.questions)
     values, weights = np.zeros((2, len(questions))), np.zeros((2, len(questions)))
@@ -231,15 +204,42 @@ def _aligned(mine: _Column, theirs: _Column) -> tuple[_Column, _Column]:
         values[row, at], weights[row, at] = column.values, column.weights
     both = (weights > 0).all(axis=0)
     values, weights = np.where(both, values, 0.0), np.where(both, weights, 0.0)
-    return _Column(questions, values[0], weights[0]), _Column(questions, values[1], weights[1])
+    return Column(questions, values[0], weights[0]), Column(questions, values[1], weights[1])
 
 
-def _compared(pairs: Sequence[_Pair], rounds: int, seed: int) -> Iterator[Difference]:
+def _differences(
+    found: Sequence[_Pair], ends: Mapping[Group, tuple[float, float]], rounds: int, seed: int
+) -> list[Difference]:
+    """Return the pairs' records with their figures; ``ends`` are those of the models compared with their baseline."""
+    records = [pair.record for pair in found]
+    countable = [at for at, pair in enumerate(found) if pair.record.n]
+    for batch in _batches(countable, lambda at: (found[at].questions, found[at].theirs is None), ROWS // 2):
+        pairs = [found[at] for at in batch]
+        alone = pairs[0].theirs is None
+        figures = _beside_even(pairs, ends, rounds, seed) if alone else _beside_another(pairs, rounds, seed)
+        for at, record in zip(batch, figures, strict=True):
+            records[at] = record
+    corrected = holm([records[at].p or 0.0 for at in countable])
+    for at, p in zip(countable, corrected, strict=True):
+        records[at] = replace(records[at], p_holm=p)
+    return records
+
+
+def _beside_even(
+    pairs: Sequence[_Pair], ends: Mapping[Group, tuple[float, float]], rounds: int, seed: int
+) -> Iterator[Difference]:
+    """Yield the records of models beside their baseline; its mean is EVEN in every resample too."""
+    both = [(p.mine, replace(p.mine, values=np.where(p.mine.weights > 0, EVEN, 0.0))) for p in pairs]
+    for pair, columns, p in zip(pairs, both, _swapped(both, rounds, seed), strict=True):
+        yield _figures(pair.record, columns, (_mean(pair.mine), EVEN), ends[pair.group], p)
+
+
+def _beside_another(pairs: Sequence[_Pair], rounds: int, seed: int) -> Iterator[Difference]:
     """Yield the records of pairs that have equally many questions, with their figures."""
     distinct: dict[tuple[bytes, bytes], int] = {}  # many pairs share a model: each column is resampled once
-    columns: list[_Column] = []
+    columns: list[Column] = []
     which: list[int] = []
-    aligned = [_aligned(pair.mine, pair.theirs) for pair in pairs]
+    aligned = [_aligned(pair.mine, pair.theirs) for pair in pairs if pair.theirs]
     for column in (c for both in aligned for c in both):
         key = column.values.tobytes(), column.weights.tobytes()
         if key not in distinct:
@@ -250,23 +250,31 @@ def _compared(pairs: Sequence[_Pair], rounds: int, seed: int) -> Iterator[Differ
     resampled = _resampled(columns, means, rounds, seed)
     mine, theirs = which[::2], which[1::2]
     ends = percentile_intervals(resampled[mine] - resampled[theirs])
-    values = np.array([[c.values for c in both] for both in aligned])  # (pairs, 2, n)
-    weights = np.array([[c.weights for c in both] for both in aligned])
-    p_values = label_swap_p(values, weights, rounds=rounds, seed=seed)
+    p_values = _swapped(aligned, rounds, seed)
     for pair, both, a, b, (low, high), p in zip(pairs, aligned, mine, theirs, ends, p_values, strict=True):
-        value = means[a] - means[b]
-        error = _standard_error(both[0], both[1], means[a], means[b])
-        yield replace(
-            pair.record,
-            value=value,
-            low=value + float(low),
-            high=value + float(high),
-            p=p,
-            detectable=detectable_difference(error, 1) if error else None,
-        )
+        yield _figures(pair.record, both, (means[a], means[b]), (float(low), float(high)), p)
 
 
-def _standard_error(mine: _Column, theirs: _Column, mean: float, other: float) -> float | None:
+def _swapped(both: Sequence[tuple[Column, Column]], rounds: int, seed: int) -> list[float]:
+    values = np.array([[c.values for c in columns] for columns in both])  # (pairs, 2, n)
+    weights = np.array([[c.weights for c in columns] for columns in both])
+    return label_swap_p(values, weights, rounds=rounds, seed=seed)
+
+
+def _figures(
+    record: Difference,
+    both: tuple[Column, Column],
+    means: tuple[float, float],
+    ends: tuple[float, float],
+    p: float,
+) -> Difference:
+    value, error = means[0] - means[1], _standard_error(*both, *means)
+    detectable = detectable_difference(error, 1) if error else None
+    low, high = (value + ends[0], value + ends[1]) if record.n > 1 else (None, None)
+    return replace(record, value=value, low=low, high=high, p=p, detectable=detectable)
+
+
+def _standard_error(mine: Column, theirs: Column, mean: float, other: float) -> float | None:
     """Return the standard error of the difference from its questions' shares in it; None where it is not known."""
     n = int(np.count_nonzero(mine.weights))
     if n < 2:

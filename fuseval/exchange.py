@@ -15,12 +15,13 @@ from pathlib import Path
 from evals.benchmark import Locate
 from fuseval.config import ConfigError, did_you_mean
 from fuseval.importing import Batch, File
-from fuseval.placing import Known, complete, placing
+from fuseval.placing import Known, complete, notes, placing, strange_turn
 from results.interchange import BENCHMARKS, FORMATS, export, likely_kind, read_rows
 from results.interchange.kept import next_position
 from results.interchange.rows import FormatError, Row, first_row, raw_rows
 from results.queries import display_names
 from results.store import Ledger
+from results.tables import clean
 
 Watch = Callable[[str, int, int], None]
 """Told of progress: what is done, how much of it, of how much."""
@@ -42,6 +43,8 @@ def import_files(
     files = list(dict.fromkeys(file for path in paths for file in _files(path)))
     known, touched = Known(kind, asset, ledger), dict[str, set[str]]()
     rows: dict[Path, dict[str, object]] = {}
+    # Until it is closed: a batch is more than DuckDB's 16 MB, and would each time write the tables' last rows anew.
+    ledger.sql("SET checkpoint_threshold = '1GB'")
     for done, path in enumerate(sorted(files, key=_after_answers(kind))):
         watch(f"import {path.name}", done, len(files))
         rows[path] = _import_file(known, path, model=model, touched=touched)
@@ -80,13 +83,14 @@ def export_files(
 
 
 def _import_file(known: Known, path: Path, *, model: str | None, touched: dict[str, set[str]]) -> dict[str, object]:
-    file = File(path, rename=model)
+    file = File(path, rename=clean(model) if model else None)
     try:
-        raws = raw_rows(path)
-    except (FormatError, OSError, UnicodeDecodeError) as error:
+        raws = raw_rows(path, faults=file.faults)
+    except (FormatError, OSError) as error:
         file.faults.append(str(error))
         return file.summary(known.kind)
-    rows, file.faults = read_rows(known.kind, raws)
+    rows, faults = read_rows(known.kind, raws)
+    file.faults += faults
     if not rows and raws and (other := likely_kind(raws[0])) not in (None, known.kind):
         file.faults = [f"looks like one of {other}'s files: import it as that"]
     rows = _wanted(rows, file)
@@ -98,9 +102,12 @@ def _import_file(known: Known, path: Path, *, model: str | None, touched: dict[s
             question = question_of(row)
             if question is None:
                 file.faults.append(f"{BENCHMARKS[known.kind]} has no question {row.question[:60]!r}")
+            elif (turn := strange_turn(row, question)) is not None:
+                file.faults.append(f"question {question.id} has {len(question.turns)} turns, the row says {turn}")
             else:
                 batch.take(row, question)
         batch.store(touched)
+    file.notes = notes(known, versions=file.versions, faulty=bool(file.faults))
     return file.summary(known.kind)
 
 

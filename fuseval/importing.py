@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 _REASONS = 3  # of rows left out, in a file's summary
 _SAME = 1e-6  # stored preferences are rounded
+_UNKNOWN = Sampling()
 
 
 @dataclass(slots=True)
@@ -29,6 +30,7 @@ class File:
     path: Path
     rename: str | None
     faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     schemas: Counter[str] = field(default_factory=Counter)
     versions: set[str] = field(default_factory=set)
     models: dict[str, None] = field(default_factory=dict)
@@ -58,7 +60,7 @@ class File:
             "models": ", ".join(self.models),
             **{each: self.count[each] for each in ("answers", "judgments", "unreadable", "differ", "unplayed", "new")},
             "skipped": len(self.faults),
-            "why": "; ".join(why),
+            "why": "; ".join(why + self.notes),
         }
 
 
@@ -96,7 +98,10 @@ class Batch:
         held = []
         for said in row.conversations:
             whose = self._model(self.file.name(row, said.model))
-            for turn, text in enumerate(said.turns, 1):
+            if beyond := max(0, len(said.turns) - len(question.turns)):
+                turns = f"question {question.id} has {len(question.turns)} turns, the row answers {len(said.turns)}"
+                self.file.faults += [turns] * beyond
+            for turn, text in enumerate(said.turns[: len(question.turns)], 1):
                 key = self._answer(question, whose, turn, text.text).key
                 held.append(Held(text, "answer", key, key))
         requests = []
@@ -172,7 +177,7 @@ class Batch:
             order=game.order,
             answers=tuple(last),
             messages=messages,
-            sampling=Sampling(),
+            sampling=_UNKNOWN,
             reply=game.reply,
         )
         judgment = Judgment(

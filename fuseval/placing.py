@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 
+from evals.alpaca_annotators import annotator
 from evals.assets import AssetError
 from evals.benchmark import Benchmark, Locate, published_answer, published_model
 from evals.catalog import find_benchmark, stored_benchmark
@@ -21,7 +21,6 @@ from results.store import Ledger
 
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"  # that of AlpacaEval 2.0
 ARENA_VERSIONS = ("v0.1", "v2.0")
-_ENOUGH = 100  # prompts with a reference answer, to tell whose references they show
 
 _STORED = """
 SELECT question, turn, text FROM answers WHERE benchmark = ? AND version = ? AND model = ? AND NOT starts_with(text, ?)
@@ -29,7 +28,7 @@ ORDER BY coalesce(position, epoch_ns(recorded_at)), key
 """
 
 _TURNS = """
-SELECT a.model, m.name, a.question, a.turn, a.key,
+SELECT a.model, m.name, a.question, a.turn, a.key, any_value(starts_with(a.text, $4)) AS stands_in,
     max(g.position) AS judged, any_value(coalesce(a.position, epoch_ns(a.recorded_at))) AS age
 FROM answers a JOIN models m ON m.id = a.model
 LEFT JOIN (
@@ -37,7 +36,7 @@ LEFT JOIN (
     FROM judge_requests r JOIN judgments g ON g.key = r.judgment WHERE r.benchmark = $1 AND r.version = $2
 ) g ON g.answer = a.key
 WHERE a.benchmark = $1 AND a.version = $2 AND a.model IN (SELECT unnest($3::VARCHAR[]))
-GROUP BY ALL ORDER BY judged NULLS FIRST, age, a.key
+GROUP BY ALL ORDER BY stands_in DESC, judged NULLS FIRST, age, a.key
 """
 
 
@@ -48,6 +47,7 @@ class Known:
     kind: str
     asset: Locate
     ledger: Ledger
+    missing: dict[str, AssetError] = field(default_factory=dict)  # by version, why its questions cannot be had
     _versions: dict[str, tuple[Benchmark, dict[str, Question]]] = field(default_factory=dict)
     _by_text: dict[str, list[str]] = field(default_factory=dict)
     _answers: dict[tuple[str, str], dict[tuple[str, int], list[str]]] = field(default_factory=dict)
@@ -60,6 +60,15 @@ class Known:
             questions = [replace(q, version=version) for q in found.questions()]
             self._versions[version] = found, {q.id: q for q in questions}
         return self._versions[version]
+
+    def questions(self, version: str) -> dict[str, Question]:
+        """Return the questions of this version; none where they cannot be had, which ``missing`` tells from then on."""
+        if version not in self.missing:
+            try:
+                return self.version(version)[1]
+            except AssetError as error:
+                self.missing[version] = error
+        return {}
 
     def by_text(self, version: str, text: str, occurrence: int) -> Question | None:
         """Return the question with this text; of several, the one that this occurrence of it in a file is about."""
@@ -109,8 +118,8 @@ def placing(known: Known, rows: Sequence[Row]) -> Callable[[Row], Question | Non
     games = defaultdict(list)
     for row in rows:
         for g in row.games:
-            games[g.judge].append(g)
-    versions = {judge: _references(known, played) for judge, played in games.items()}
+            games[g.judge, g.model].append(g)
+    versions = {whose: _references(known, played) for whose, played in games.items()}
     return partial(_of_mt_bench, known, versions)
 
 
@@ -155,6 +164,34 @@ def _unseen(known: Known, question: Question, game: Game, name: str) -> tuple[st
     return tuple(texts[-1] if texts else stand_in(name, turn) for turn, texts in zip(turns, found, strict=True))
 
 
+def strange_turn(row: Row, question: Question) -> int | None:
+    """Return a turn that the row judges and that the question does not have; None where there is no such."""
+    return next((game.turn for game in row.games if not 1 <= game.turn <= len(question.turns)), None)
+
+
+def notes(known: Known, *, versions: Iterable[str], faulty: bool) -> list[str]:
+    """Return what else is to be told of a file whose rows are of these versions."""
+    found = []
+    for version in sorted(versions) if known.kind == "alpaca_eval" else ():
+        name = version.removeprefix("2.0-")
+        if version != "2.0" and not _in_package(name):
+            found.append(
+                f"annotator {name!r} is none of the installed alpaca_eval package's that can judge here: "
+                "its annotations are scored as they are"
+            )
+    if faulty:
+        found += [f"{version}'s questions cannot be had: {error}" for version, error in known.missing.items()]
+    return found
+
+
+def _in_package(name: str) -> bool:
+    try:
+        annotator(name)
+    except ValueError:
+        return False
+    return True
+
+
 def stand_in(name: str, turn: int) -> str:
     """Return the text that stands for an answer which no file held."""
     return f"{NOT_THERE} turn {turn} of {name}]"
@@ -164,13 +201,14 @@ def complete(known: Known, version: str, models: set[str]) -> None:
     """Let stand-ins take the place of turns that no file held, and say which of two texts of an answer counts.
 
     That is the one that was judged last (a file's later judgments are about answers that were made again), or else
-    the one that was stored last.
+    the one that was stored last; but never a stand-in where there is a text.
     """
     ledger, benchmark = known.ledger, BENCHMARKS[known.kind]
     _, questions = known.version(version)
     counts: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
     names, doubled = dict[str, str](), set[str]()
-    for model, name, question, turn, key, _, _ in ledger.sql(_TURNS, benchmark, version, sorted(models)).fetchall():
+    rows = ledger.sql(_TURNS, benchmark, version, sorted(models), NOT_THERE).fetchall()
+    for model, name, question, turn, key, *_ in rows:
         names[model] = name
         if turn in counts[model, question]:
             doubled.add(model)
@@ -204,36 +242,36 @@ def _by_instruction(known: Known, seen: Counter[tuple[str, ...]], row: Row) -> Q
 
 
 def _by_identifier(known: Known, row: Row) -> Question | None:
-    missing = None
     for version in ARENA_VERSIONS:
-        try:
-            _, questions = known.version(version)
-        except AssetError as error:
-            missing = error
-            continue
-        if row.question in questions:
-            return questions[row.question]
-    if missing:
-        raise missing
+        if found := known.questions(version).get(row.question):
+            return found
+    if known.missing.keys() >= set(ARENA_VERSIONS):
+        raise known.missing[ARENA_VERSIONS[0]]
     return None
 
 
-def _of_mt_bench(known: Known, versions: dict[str, str], row: Row) -> Question | None:
-    version = versions[row.games[0].judge] if row.games else "1"
+def _of_mt_bench(known: Known, versions: dict[tuple[str, str], str], row: Row) -> Question | None:
+    version = versions[row.games[0].judge, row.games[0].model] if row.games else "1"
     paired = bool(row.games) and row.games[0].order != "single"
     _, questions = known.version(version + "-pairwise" if paired else version)
     return questions.get(row.question)
 
 
 def _references(known: Known, games: Sequence[Game]) -> str:
-    """Return the version whose reference answers stand in these prompts; "1" where none does."""
-    with_one = list(islice((g for g in games if g.prompt and "Reference" in g.prompt.text), _ENOUGH))
-    fits: Counter[str] = Counter()
+    """Return the version most of whose reference answers stand in these prompts; "1" where none does."""
+    _, questions = known.version("1")
+    found = [
+        (g.question, fastchat.references(g.prompt.text, questions[g.question].turns, turn=g.turn))
+        for g in games
+        if g.prompt and g.question in questions and "The Start of Reference Answer" in g.prompt.text
+    ]
+    prompts = [(question, seen) for question, seen in found if seen]
+    fits = Counter({"1": 0})
     for version in ("1", *(f"1-{name}" for name in REFERENCES[1:])):
-        if not with_one or fits.total():
+        if fits["1"] == len(prompts):
             break
-        _, questions = known.version(version)
-        for g in with_one:
-            references = questions[g.question].reference if g.question in questions else ()
-            fits[version] += bool(references and g.prompt and references[0] in g.prompt.text)
-    return max(fits, key=lambda version: fits[version]) if fits.total() else "1"
+        asked = known.questions(version)
+        fits[version] = sum(q in asked and asked[q].reference[: len(seen)] == seen for q, seen in prompts)
+        if version in known.missing and 2 * fits["1"] < len(prompts):
+            raise known.missing[version]
+    return max(fits, key=lambda version: fits[version])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from evals.benchmark import VERDICT_COLUMNS, Benchmark, Evidence, Locate, Wanted, no_check, published_model
 from evals.catalog import stored_benchmark
 from evals.records import Model, Question, Score, Selection, Verdict
-from evals.stats import differences, mean_scores
+from evals.stats import scores_and_differences
 from judges.replies import READERS, verdict
 from results import evidence
 from results.interchange.export import NOT_THERE
@@ -37,19 +37,20 @@ def score(ledger: Ledger, *, asset: Locate, benchmark: str | None = None, agains
         name, version = known.name, known.version
         scored = known.score(_evidence(ledger, known))
         others = _others(ledger, scored.items, against)
-        means = [
-            replace(s, flags=scored.flags.get((s.model, s.judge, s.baseline, s.metric), ()))
-            for s in mean_scores(scored.items, benchmark=name, version=version)
-        ]
+        pairs = [(model, other) for model, several in sorted(others.items()) for other in sorted(several)]
+        means, gaps = scores_and_differences(scored.items, pairs, benchmark=name, version=version)
+        means = [replace(s, flags=scored.flags.get((s.model, s.judge, s.baseline, s.metric), ())) for s in means]
         means += [
             replace(s, metric=other) for other, metric in scored.same.items() for s in means if s.metric == metric
         ]
-        pairs = [(model, other) for model, several in sorted(others.items()) for other in sorted(several)]
-        gaps = differences(scored.items, pairs, benchmark=name, version=version)
-        ledger.clear_scores(benchmark=name, version=version)
-        ledger.add_items(scored.items, benchmark=name, version=version)
-        ledger.add_scores([*means, *scored.scores], provenance=_provenance(ledger, known))
-        ledger.add(*gaps)
+        ledger.put_scores(
+            [*means, *scored.scores],
+            benchmark=name,
+            version=version,
+            provenance=_provenance(ledger, known),
+            items=scored.items,
+            differences=gaps,
+        )
     return unknown
 
 
@@ -152,13 +153,9 @@ def _wanted(
     found = [(m, j, b if isinstance(b, str) else None) for m, j, b in each if j != "check"]
     groups.update(dict.fromkeys(sorted(found, key=str)))
     every = frozenset(q.id for q in questions)
-    wanted = []
-    for model, judge, baseline in groups:
-        of = frozenset(selections[model].questions) if model in selections else every
-        if baseline in baselines.values():
-            of = frozenset(q for q in of if baselines[q] == baseline)
-        wanted.append(Wanted(model, judge, baseline, of))
-    return wanted
+    asked = {model: frozenset(s.questions) for model, s in selections.items()}
+    beside_it = {b: frozenset(q for q, whose in baselines.items() if whose == b) for b in set(baselines.values())}
+    return [Wanted(m, j, b, asked.get(m, every) & beside_it.get(b or "", every)) for m, j, b in groups]
 
 
 def _provenance(ledger: Ledger, known: Benchmark) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,26 +24,40 @@ def say(*lines: str, style: str = "") -> None:
 
     console = Console(stderr=True)
     for line in lines:
-        # A server's words may be among them: no terminal escapes, no overrides of the reading direction.
-        plain = "".join(c for c in line if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf"))
-        console.print(plain, style=style, markup=False, highlight=False, soft_wrap=True)
+        console.print(_plain(line, console.file), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def show(rows: Sequence[dict[str, Any]], *, as_json: bool, title: str) -> None:
     """Print rows to standard output, as a table or as JSON."""
     if as_json:
-        sys.stdout.write(json.dumps(list(rows), ensure_ascii=False, indent=1) + "\n")
+        text = json.dumps(list(rows), ensure_ascii=False, indent=1) + "\n"
+        sys.stdout.write(text if _writable(text, sys.stdout) == text else json.dumps(list(rows), indent=1) + "\n")
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    console = Console()
+    table = Table(title=Text(_plain(title, console.file), style="table.title"), title_justify="left")
     for column in rows[0] if rows else ():
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(_plain(column, console.file)), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(value)) for value in row.values()))
-    Console().print(table)
+        table.add_row(*(Text(_plain(str(value), console.file)) for value in row.values()))
+    console.print(table)
+
+
+def _plain(text: str, stream: IO[str]) -> str:
+    """Return what of the text a terminal can be given.
+
+    A server's or a file's words may be in it: no terminal escapes, no overrides of the reading direction, and nothing
+    that ``stream`` cannot write.
+    """
+    return _writable("".join(c for c in text if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf")), stream)
+
+
+def _writable(text: str, stream: IO[str]) -> str:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 @contextlib.contextmanager
@@ -75,6 +89,7 @@ class Stages:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` parts of ``stage`` are there; a total of 0 is not known yet."""
+        stage = _plain(stage, self._console.file)
         if self._progress:
             if stage not in self._tasks:
                 self._tasks[stage] = self._progress.add_task(stage, total=total or None)
@@ -96,7 +111,7 @@ def _bars(console: Console) -> Progress:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=console)
     progress.start()
     return progress

@@ -17,20 +17,7 @@ from results.store import Ledger
 LEVEL = 0.05  # two-sided; the 95 % interval must also leave out zero before anything is claimed
 MISSING = "missing"
 ACROSS = 6  # columns of a table in a terminal, beside the first
-COLUMNS = (
-    "model",
-    "benchmark",
-    "version",
-    "judge",
-    "metric",
-    "value",
-    "low",
-    "high",
-    "n",
-    "missing",
-    "flags",
-    "baseline",
-)
+COLUMNS = ("model", "benchmark", "version", "judge", "metric", "value", "low", "high", "n", "missing", "flags")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +165,8 @@ def to_csv(rows: Sequence[LeaderboardRow]) -> str:
 
 
 def _no_formula(text: str) -> str:
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    plain = text.replace("\r", " ")  # which csv leaves as it is, and which ends a row
+    return f"'{plain}" if plain.startswith(("=", "+", "-", "@", "\t")) else plain
 
 
 def grids(rows: Sequence[LeaderboardRow]) -> dict[str, list[dict[str, str]]]:
@@ -236,7 +224,7 @@ def _laid_out(benchmark: str, models: Mapping[str, Mapping[str, str]]) -> Iterat
 
 def _plain(row: LeaderboardRow) -> dict[str, object]:
     values = (row.name, row.benchmark, row.version, row.judge_name, row.metric, row.value, row.low, row.high)
-    return dict(zip(COLUMNS, (*values, row.n, row.missing, list(row.flags), row.baseline_name), strict=True))
+    return dict(zip(COLUMNS, (*values, row.n, row.missing, list(row.flags)), strict=True))
 
 
 _HEADER = ("model", "benchmark", "judge", "metric", "value", "95 % interval", "n", "missing", "flags")

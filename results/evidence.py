@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -15,22 +18,23 @@ if TYPE_CHECKING:
 
 _BATCH = 50_000  # judgments read at a time
 
-# Of a model that a run has selected answers for, those count and no others; of any other the last whole conversation,
-# all of whose turns were drawn alike.
+# Of the questions that the last run wanted of a model, the answers that it selected count and no others; of all other
+# questions and models the last whole conversation, all of whose turns were drawn alike.
 _CURRENT = """
 WITH asked AS (
     SELECT id, len(turns) AS turns FROM questions WHERE benchmark = $1 AND version = $2
+), wanted AS (
+    SELECT model, unnest(questions) AS question FROM selections WHERE benchmark = $1 AND version = $2
 ), selected AS (
-    SELECT model, unnest(answers) AS key FROM selections WHERE benchmark = $1 AND version = $2
+    SELECT unnest(answers) AS key FROM selections WHERE benchmark = $1 AND version = $2
 ), drawn AS (
     SELECT a.key, a.model, a.question, a.turn, asked.turns, CAST(a.sampling AS VARCHAR) AS sampling,
         coalesce(a.position, epoch_ns(a.recorded_at)) AS age
     FROM answers a
     JOIN asked ON asked.id = a.question
-    WHERE a.benchmark = $1 AND a.version = $2 AND (
-        a.model NOT IN (SELECT model FROM selections WHERE benchmark = $1 AND version = $2)
-        OR a.key IN (SELECT key FROM selected)
-    )
+    LEFT JOIN wanted ON wanted.model = a.model AND wanted.question = a.question
+    WHERE a.benchmark = $1 AND a.version = $2 AND a.turn BETWEEN 1 AND asked.turns
+        AND (wanted.model IS NULL OR a.key IN (SELECT key FROM selected))
 ), latest AS (
     SELECT * FROM drawn
     QUALIFY row_number() OVER (PARTITION BY model, question, sampling, turn ORDER BY age DESC, key DESC) = 1
@@ -49,13 +53,16 @@ WITH asked AS (
 
 def current_answers(ledger: Ledger, *, benchmark: str, version: str) -> DataFrame:
     """Return the answers that count: key, model, question, turn, text; ordered by model, question and turn."""
-    found: DataFrame = ledger.sql(
+    import pandas as pd
+
+    found = ledger.sql(
         f"{_CURRENT} SELECT c.key, c.model, c.question, c.turn, a.text "
         "FROM current_answers c JOIN answers a USING (key) ORDER BY c.model, c.question, c.turn",
         benchmark,
         version,
-    ).df()
-    return found
+    ).fetchnumpy()
+    # Texts stay Python's: pandas would copy them into its own kind, only for them to be taken out again.
+    return pd.DataFrame({name: pd.Series(column, dtype=column.dtype) for name, column in found.items()})
 
 
 def current_keys(ledger: Ledger, *, benchmark: str, version: str) -> list[str]:
@@ -67,18 +74,16 @@ def current_keys(ledger: Ledger, *, benchmark: str, version: str) -> list[str]:
 def judged(ledger: Ledger, *, benchmark: str, version: str, beside_too: bool) -> DataFrame:
     """Return what judges said, the oldest first: model, judge, baseline, question, turn, order, value, counts.
 
-    ``value`` is NaN where the reply held no verdict; ``counts`` tells whether the model's answer that was shown, and
-    with ``beside_too`` the baseline's, is current.
+    The texts are categories: a million strings would take longer to make than all else takes. ``baseline`` is missing
+    where the answer stood alone, ``value`` NaN where the reply held no verdict; ``counts`` tells whether the model's
+    answer that was shown, and with ``beside_too`` the baseline's, is current.
     """
-    import numpy as np
-    import pandas as pd
-
     texts = ["model", "judge", "baseline", "question", "answer_order"]
     said = "FROM verdicts WHERE benchmark = $1 AND version = $2 AND judge <> 'check'"
-    known = (
-        f"SELECT {', '.join(f'list_sort(list(DISTINCT {text}) FILTER ({text} IS NOT NULL))' for text in texts)} {said}"
-    )
-    [values] = ledger.sql(known, benchmark, version).fetchall()
+    known = ", ".join(f"list_sort(list(DISTINCT {text}) FILTER ({text} IS NOT NULL))" for text in texts)
+    [(*values, placed)] = ledger.sql(
+        f"SELECT {known}, count(*) = count(position) {said}", benchmark, version
+    ).fetchall()
     kinds = {
         text: f"ENUM({', '.join(_quoted(value) for value in found)})" if found else "VARCHAR"
         for text, found in zip(texts, values, strict=True)
@@ -87,16 +92,11 @@ def judged(ledger: Ledger, *, benchmark: str, version: str, beside_too: bool) ->
     columns = ", ".join(f"CAST({text} AS {kind}) AS {text}" for text, kind in kinds.items())
     found: DataFrame = ledger.sql(
         f"""SELECT {columns}, turn, value, request NOT IN (SELECT unnest($3::VARCHAR[])) AS counts
-        {said} ORDER BY position NULLS FIRST, recorded_at, request""",
+        {said} ORDER BY position NULLS FIRST{"" if placed else ", recorded_at, request"}""",
         benchmark,
         version,
         replaced,
     ).df()
-    # DuckDB hands the texts over as categories: a million strings would take longer to make than all else takes.
-    for text in texts:
-        if found[text].dtype == "category":
-            names = np.array([*found[text].cat.categories, None], dtype=object)
-            found[text] = pd.Series(names[found[text].cat.codes], index=found.index, dtype=object)
     return found.rename(columns={"answer_order": "order"})
 
 
@@ -106,7 +106,11 @@ def _quoted(text: str) -> str:
 
 
 def _replaced(ledger: Ledger, *, benchmark: str, version: str, beside_too: bool) -> list[str]:
-    """Return the keys of the judge requests about answers that newer ones have replaced."""
+    """Return the keys of the judge requests about answers that newer ones have replaced.
+
+    Of a model that was run, those about answers that do not count; of any other (imported) one, those about another
+    answer than the one that the same judge judged last, for two judges may have seen it at different times.
+    """
     old = ledger.sql(
         f"""{_CURRENT} SELECT key FROM answers
         WHERE benchmark = $1 AND version = $2 AND key NOT IN (SELECT key FROM current_answers)""",
@@ -117,9 +121,25 @@ def _replaced(ledger: Ledger, *, benchmark: str, version: str, beside_too: bool)
         return []
     shown = "r.answers" if beside_too else "r.answers[1:1]"
     rows = ledger.sql(
-        f"""WITH old AS (SELECT unnest($3::VARCHAR[]) AS key)
-        SELECT DISTINCT r.key FROM judge_requests r, unnest({shown}) AS shown(answer)
-        WHERE r.benchmark = $1 AND r.version = $2 AND shown.answer IN (SELECT key FROM old)""",
+        f"""WITH old AS (SELECT unnest($3::VARCHAR[]) AS key), ran AS (
+            SELECT model FROM selections WHERE benchmark = $1 AND version = $2 AND len(judges) > 0
+        ), about AS (
+            SELECT r.key, r.model, r.judge, coalesce(r.baseline, '') AS baseline, r.question, r.turn, r.answers,
+                coalesce(g.position, epoch_ns(g.recorded_at)) AS age
+            FROM judge_requests r
+            JOIN judgments g ON g.key = r.judgment
+            WHERE r.benchmark = $1 AND r.version = $2
+        ), latest AS (
+            SELECT model, judge, baseline, question, turn, arg_max(answers[1], age) AS answer
+            FROM about
+            WHERE model NOT IN (SELECT model FROM ran)
+            GROUP BY ALL
+        )
+        SELECT a.key FROM about a JOIN latest USING (model, judge, baseline, question, turn)
+        WHERE a.answers[1] <> latest.answer
+        UNION
+        SELECT r.key FROM about r, unnest({shown}) AS shown(answer)
+        WHERE r.model IN (SELECT model FROM ran) AND shown.answer IN (SELECT key FROM old)""",
         benchmark,
         version,
         [key for (key,) in old],
@@ -131,6 +151,15 @@ def unread(
     ledger: Ledger, *, benchmark: str, version: str, reader: int
 ) -> Iterator[list[tuple[JudgeRequest, Judgment]]]:
     """Yield, in batches, the judgments that these readers have not read, each with its request (without messages)."""
+    requests, verdicts = (
+        ledger.sql(f"SELECT count(*), bit_xor(hash({key}, judge)) FROM {rows}", benchmark, version, *readers).fetchall()
+        for key, rows, readers in (
+            ("key", "judge_requests WHERE benchmark = ? AND version = ?", ()),
+            ("request", "verdicts WHERE benchmark = ? AND version = ? AND judge <> 'check' AND reader = ?", (reader,)),
+        )
+    )
+    if requests == verdicts:  # every request has its verdict: known at once, where the join below takes its time
+        return
     query = """
         SELECT r.key, r.judgment, r.judge, r.question, r.turn, r.model, r.baseline, r.answer_order, r.answers, r.reply
         FROM judge_requests r
@@ -161,18 +190,18 @@ def samplings(ledger: Ledger, *, benchmark: str, version: str) -> list[dict[str,
 
 
 def digests(ledger: Ledger, *, benchmark: str, version: str) -> dict[str, str]:
-    """Return digests of a benchmark's judgments and verdicts: equal where, and only where, the same were there."""
-    [(judgments, verdicts)] = ledger.sql(
-        """SELECT
-            (SELECT bit_xor(md5_number(judgment)) FROM (
-                SELECT DISTINCT r.judgment FROM judge_requests r JOIN judgments g ON g.key = r.judgment
-                WHERE r.benchmark = $1 AND r.version = $2)),
-            (SELECT bit_xor(md5_number(concat_ws(' ', request, judge, coalesce(CAST(value AS VARCHAR), 'none'))))
-                FROM verdicts WHERE benchmark = $1 AND version = $2)""",
+    """Return digests of a benchmark's judgments and verdicts: equal where, and only where, the same were there.
+
+    Judgments are told apart by the requests that they answer. All of them have been read, so that verdicts say which.
+    """
+    alike = ledger.sql(
+        """SELECT judge, value, bit_xor(md5_number(request)) FROM verdicts
+        WHERE benchmark = ? AND version = ? GROUP BY ALL ORDER BY ALL""",
         benchmark,
         version,
     ).fetchall()
-    return {"judgments": f"{judgments or 0:032x}", "verdicts": f"{verdicts or 0:032x}"}
+    judged = functools.reduce(operator.xor, (requests for judge, _, requests in alike if judge != "check"), 0)
+    return {"judgments": f"{judged:032x}", "verdicts": hashlib.sha256(repr(alike).encode()).hexdigest()[:32]}
 
 
 def answering_models(ledger: Ledger, *, benchmark: str, version: str) -> list[str]:

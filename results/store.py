@@ -132,37 +132,41 @@ class Ledger:
         """
         self._enqueue([_row(record) for record in records])
 
-    def add_scores(self, scores: Iterable[Score], *, provenance: Mapping[str, Any]) -> None:
-        """Store scores with what they rest on, as JSON (see ``scores.provenance`` in ``schema.sql``)."""
-        self._enqueue([_row(score, provenance) for score in scores])
+    def put_scores(
+        self,
+        scores: Iterable[Score],
+        *,
+        benchmark: str,
+        version: str,
+        provenance: Mapping[str, Any],
+        items: DataFrame | None = None,
+        differences: Iterable[Difference] = (),
+    ) -> None:
+        """Replace all of a benchmark's scores, their items and differences, now and in one step.
 
-    def add_items(self, items: DataFrame, *, benchmark: str, version: str) -> None:
-        """Store item scores, now: a frame with the columns of ``item_scores`` that are not given here."""
+        ``items`` has the columns of ``item_scores`` that are not given here; ``provenance`` says what the scores rest
+        on (see ``scores.provenance`` in ``schema.sql``).
+        """
+        text = clean(json.dumps(dict(provenance), ensure_ascii=False, allow_nan=False, sort_keys=True))
+        rows = [*(_row(score, text) for score in scores), *(_row(difference) for difference in differences)]
         with self._writing() as connection:
-            connection.register("incoming", items)
-            connection.execute(
-                "INSERT INTO item_scores BY NAME SELECT *, ?::VARCHAR AS benchmark, ?::VARCHAR AS version, "
-                "?::VARCHAR AS run, now() AS recorded_at FROM incoming",
-                [benchmark, version, self._run],
-            )
-            connection.unregister("incoming")
+            for table in ("scores", "item_scores", "differences"):
+                connection.execute(f"DELETE FROM {table} WHERE benchmark = ? AND version = ?", [benchmark, version])
+            if items is not None:
+                connection.register("incoming_items", items)
+                connection.execute(
+                    "INSERT INTO item_scores BY NAME SELECT *, ?::VARCHAR AS benchmark, ?::VARCHAR AS version, "
+                    "?::VARCHAR AS run, now() AS recorded_at FROM incoming_items",
+                    [benchmark, version, self._run],
+                )
+                connection.unregister("incoming_items")
+            write(connection, rows, run=self._run)
 
     def flush(self) -> None:
         """Commit everything added so far, now."""
         self._check_open()
         self._raise_background_error()
         self._commit()
-
-    def clear_scores(self, *, benchmark: str, version: str, models: Iterable[str] | None = None) -> None:
-        """Remove scores, item scores and differences of a benchmark (of these models), before it is scored again."""
-        chosen = None if models is None else list(models)
-        with self._writing() as connection:
-            for table in ("scores", "item_scores", "differences"):
-                connection.execute(
-                    f"DELETE FROM {table} WHERE benchmark = $1 AND version = $2 "
-                    "AND ($3::VARCHAR[] IS NULL OR list_contains($3::VARCHAR[], model))",
-                    [benchmark, version, chosen],
-                )
 
     def start_run(self, *, command: str, experiment: str, versions: Mapping[str, str]) -> str:
         """Record that a run starts and return its id; what is added from now on carries it."""
@@ -368,7 +372,7 @@ class Ledger:
             raise LedgerError(f"ledger {self.path} was opened read-only: open it for writing to add to it")
 
 
-def _row(record: Record, provenance: Mapping[str, Any] | None = None) -> Row:
+def _row(record: Record, provenance: str = "{}") -> Row:
     type_ = type(record)
     if type_ not in TABLES:
         names = ", ".join(sorted(known.__name__ for known in TABLES))
@@ -377,8 +381,7 @@ def _row(record: Record, provenance: Mapping[str, Any] | None = None) -> Row:
     if type_ in (Question, Answer, Judgment, Verdict):
         extra = (next(_POSITIONS),)
     elif type_ is Score:
-        text = json.dumps(dict(provenance or {}), ensure_ascii=False, allow_nan=False, sort_keys=True)
-        extra = (clean(text), datetime.now(UTC))
+        extra = (provenance, datetime.now(UTC))
     return Row(type_, TABLES[type_].row(record), extra)
 
 

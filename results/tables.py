@@ -6,7 +6,7 @@ import json
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, TypeAlias
 
 from evals.records import (
@@ -71,9 +71,14 @@ class Table:
 
     def row(self, record: Record) -> tuple[Any, ...]:
         """Return the record as a row; a value that its column cannot hold raises TypeError or ValueError."""
-        return tuple(
-            _stored(column, record, field.name) for column, field in zip(self.columns, fields(record), strict=True)
-        )
+        kind: Any = type(record)
+        values = _values_of(kind)(record)
+        try:
+            return tuple([column.store(value) for column, value in zip(self.columns, values, strict=True)])
+        except (TypeError, ValueError):
+            pass  # said again below, with the name of the field
+        names = [field.name for field in fields(record)]
+        return tuple(_stored(*each, record) for each in zip(self.columns, names, values, strict=True))
 
     def record(self, type_: type[Any], row: tuple[Any, ...]) -> Any:
         """Return the record that a row holds."""
@@ -89,8 +94,12 @@ def clean(text: str) -> str:
     return text
 
 
-def _stored(column: Column, record: Record, field: str) -> Any:
-    value = getattr(record, field)
+@cache
+def _values_of(type_: type[Any]) -> Callable[[Any], tuple[Any, ...]]:
+    return operator.attrgetter(*(field.name for field in fields(type_)))
+
+
+def _stored(column: Column, field: str, value: Any, record: Record) -> Any:
     try:
         return column.store(value)
     except (TypeError, ValueError) as error:
@@ -101,6 +110,8 @@ def _stored(column: Column, record: Record, field: str) -> Any:
 
 
 def _text(value: Any) -> str:
+    if type(value) is str and value.isascii():  # most are
+        return value
     if not isinstance(value, str):
         raise TypeError(f"need a str, got {type(value).__name__}")
     return clean(value)
@@ -125,8 +136,11 @@ def _same(value: Any) -> Any:
     return value
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+
+
 def _json(value: object) -> str:
-    return clean(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    return clean(_ENCODER.encode(value))
 
 
 @lru_cache  # thousands of answers share one
@@ -138,6 +152,10 @@ def _store_sampling(sampling: Sampling) -> str:
 def _load_sampling(text: str) -> Sampling:
     values = json.loads(text)
     return Sampling(**{**values, "stop": tuple(values["stop"])})
+
+
+def _store_messages(messages: tuple[Message, ...]) -> str:
+    return _json([{"role": message.role, "content": message.content} for message in messages])
 
 
 def _load_messages(text: str) -> tuple[Message, ...]:
@@ -167,7 +185,7 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "float | None": _NUMBER_OR_NONE,
     "tuple[str, ...]": ("VARCHAR[]", _texts, tuple),
     "Sampling": ("JSON", _store_sampling, _load_sampling),
-    "tuple[Message, ...]": ("JSON", lambda value: _json([asdict(message) for message in value]), _load_messages),
+    "tuple[Message, ...]": ("JSON", _store_messages, _load_messages),
 }
 _SPECIAL: Mapping[tuple[type[Any], str], tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     (Judgment, "top_logprobs"): _pairs("token", "logprob"),
@@ -241,4 +259,4 @@ TABLES: Mapping[type[Any], Table] = {
 }
 
 ITEMS = _table(ItemScore, "item_scores", order="model, benchmark, version, judge, baseline, metric, question")
-"""Item scores have no key: they come as one data frame a benchmark, see Ledger.add_items."""
+"""Item scores have no key: they come as one data frame a benchmark, see Ledger.put_scores."""

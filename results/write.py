@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import operator
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +52,11 @@ def write(connection: Any, rows: Sequence[Row], *, run: str | None, bulk: bool =
 
     Without ``bulk``, pyarrow is not used: its first use imports pandas, which takes a second.
     """
+    by_type: dict[type[Any], list[Row]] = defaultdict(list)
+    for row in rows:
+        by_type[row.type].append(row)
     for type_, table in TABLES.items():
-        mine = _distinct(table, [row for row in rows if row.type is type_])
+        mine = _distinct(table, by_type[type_])
         if not mine:
             continue
         if bulk and len(mine) >= _BULK:
@@ -79,10 +84,11 @@ def _insert(connection: Any, type_: type[Any], source: str, values: list[Any], r
 
 
 def _distinct(table: Table, rows: Sequence[Row]) -> list[tuple[Any, ...]]:
-    positions = [[column.name for column in table.columns].index(name) for name in table.key]
-    distinct: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+    names = [column.name for column in table.columns]
+    key_of = operator.itemgetter(*(names.index(name) for name in table.key))
+    distinct: dict[Any, tuple[Any, ...]] = {}
     for row in rows:
-        key = tuple(row.values[position] for position in positions)
+        key = key_of(row.values)
         if table.replace or key not in distinct:
             distinct[key] = row.values + row.extra
     return list(distinct.values())

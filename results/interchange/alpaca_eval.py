@@ -11,7 +11,7 @@ import math
 import random
 from typing import Any
 
-from results.interchange.rows import Conversation, Game, Place, Row, Text, file_name
+from results.interchange.rows import Conversation, Game, Place, Row, Target, Text
 
 OUTPUT, ANNOTATION = "alpaca_eval/outputs", "alpaca_eval/annotations"
 MEANINGS = {OUTPUT: "outputs", ANNOTATION: "annotations"}
@@ -61,16 +61,21 @@ def annotation_row(
     }
 
 
-def target(row: Row, *, model: str) -> str:
+def target(row: Row, *, model: str) -> Target:
     """Return the path of the file that AlpacaEval keeps such a row in, below its folder of results."""
     if row.schema == OUTPUT:
-        return f"{file_name(model)}/model_outputs.json"
+        return answers_path(model)
     return annotations_path(model, row.games[0].judge)
 
 
-def annotations_path(model: str, judge: str) -> str:
+def answers_path(model: str) -> Target:
+    """Return the path of a model's outputs."""
+    return Target("{}/model_outputs.json", (model,))
+
+
+def annotations_path(model: str, judge: str) -> Target:
     """Return the path of one model's annotations by one annotator."""
-    return f"{file_name(model)}/{file_name(judge)}/annotations.json"
+    return Target("{}/{}/annotations.json", (model, judge))
 
 
 def _output(raw: dict[str, Any]) -> Row:
@@ -86,7 +91,7 @@ def _annotation(raw: dict[str, Any]) -> Row:
     text, logprobs = _reply(raw.get("raw_completion"))
     order = "model_first" if switched(instruction) else "baseline_first"
     read_again = _preference(logprobs, order)
-    if text is None or read_again is None or said is None or abs(read_again - said) > _ROUNDED:
+    if text is None or read_again is None or said is None or not abs(read_again - said) <= _ROUNDED:
         text, logprobs, reply, order = Text(repr(raw["preference"])), (), "preference", "baseline_first"
     else:
         reply = "m_or_M"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from results.interchange.rows import Conversation, Game, Place, Row, Text, file_name
+from results.interchange.rows import Conversation, Game, Place, Row, Target, Text
 
 ANSWER, ANSWER_OLD = "arena_hard/answer", "arena_hard/answer_old"
 JUDGMENT, JUDGMENT_OLD = "arena_hard/judgment", "arena_hard/judgment_old"
@@ -24,6 +24,7 @@ MEANINGS = {
     JUDGMENT_OLD: "judgments (old schema)",
     BATTLES: "battles",
 }
+WINNERS = ("model_a", "model_b", "tie", "tie (bothbad)")
 UNNAMED_JUDGE = "unnamed judge"  # battles do not say who judged
 
 _NEEDED = {
@@ -36,6 +37,7 @@ _NEEDED = {
 _FOR_A = {"A>>B": 1.0, "A>B": 0.75, "A=B": 0.5, "B>A": 0.25, "B>>A": 0.0}
 _TURNED_ROUND = {"B<<A": 1.0, "B<A": 0.75, "B=A": 0.5, "A<B": 0.25, "A<<B": 0.0}
 _ORDERS = ("baseline_first", "model_first")
+_OLD = "old_schema/"
 _WEIGHT = 3  # how often a decisive verdict stands in a battles file
 _MIDDLE = "\n<|The End of Assistant A's Answer|>\n\n<|The Start of Assistant B's Answer|>\n"
 _END = "\n<|The End of Assistant B's Answer|>"
@@ -51,13 +53,16 @@ def schema(raw: dict[str, Any]) -> str | None:
 def read(raw: dict[str, Any]) -> Row:
     """Return the row read; LookupError, TypeError or ValueError where a value is not what its schema says.
 
-    A row of battles says nothing by itself: see :func:`battles`.
+    A row of battles says nothing by itself, see :func:`battles`: here it is an error.
     """
     return _READERS[str(schema(raw))](raw)
 
 
 def battles(raws: Sequence[dict[str, Any]]) -> list[Row]:
-    """Return the rows of a battles file; the first of those that one verdict was written as holds the game."""
+    """Return the rows of a battles file; the first of those that one verdict was written as holds the game.
+
+    Each row's winner must be one of WINNERS.
+    """
     fought: dict[tuple[str, str, str], list[int]] = {}
     for n, raw in enumerate(raws):
         fought.setdefault((str(raw["question_id"]), raw["model_a"], raw["model_b"]), []).append(n)
@@ -123,19 +128,24 @@ def game(*, score: str | None, text: str, messages: Sequence[dict[str, str]]) ->
     return {"score": score, "judgment": {"answer": text}, "prompt": list(messages)}
 
 
-def target(row: Row, *, model: str) -> str:
+def target(row: Row, *, model: str) -> Target:
     """Return the path, below a version's folder, of the file that Arena-Hard keeps such a row in."""
     if row.schema == BATTLES:
-        return "arena_hard_battles.jsonl"
-    old = "old_schema/" if row.schema in (ANSWER_OLD, JUDGMENT_OLD) else ""
+        return Target("arena_hard_battles.jsonl")
+    old = row.schema in (ANSWER_OLD, JUDGMENT_OLD)
     if row.schema in (ANSWER, ANSWER_OLD):
-        return f"{old}model_answer/{file_name(model)}.jsonl"
-    return old + judgments_path(model, str(row.raw["judge"]))
+        return answers_path(model, old=old)
+    return judgments_path(model, str(row.raw["judge"]), old=old)
 
 
-def judgments_path(model: str, judge: str) -> str:
+def answers_path(model: str, *, old: bool = False) -> Target:
+    """Return the path of one model's answers, below a version's folder."""
+    return Target(f"{_OLD if old else ''}model_answer/{{}}.jsonl", (model,))
+
+
+def judgments_path(model: str, judge: str, *, old: bool = False) -> Target:
     """Return the path of one model's judgments by one judge, below a version's folder."""
-    return f"model_judgment/{file_name(judge)}/{file_name(model)}.jsonl"
+    return Target(f"{_OLD if old else ''}model_judgment/{{}}/{{}}.jsonl", (judge, model))
 
 
 def _answer(raw: dict[str, Any]) -> Row:
@@ -204,6 +214,10 @@ def _game(raw: dict[str, Any], number: int, order: str, *, reply: str) -> Game:
     )
 
 
+def _no_battle(raw: dict[str, Any]) -> Row:
+    raise ValueError(f"winner {raw['winner']!r} is none of {', '.join(WINNERS)}")
+
+
 def _content(value: Any, place: Place) -> Text:
     if isinstance(value, dict):
         return Text(value["answer"] or "", (*place, "answer") if value["answer"] is not None else None)
@@ -215,6 +229,7 @@ _READERS: dict[str, Callable[[dict[str, Any]], Row]] = {
     ANSWER_OLD: _answer_old,
     JUDGMENT: _judgment,
     JUDGMENT_OLD: _judgment,
+    BATTLES: _no_battle,
 }
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.records import Question
+from results.errors import LedgerError
 from results.interchange import BENCHMARKS, alpaca_eval, arena_hard, fastchat
 from results.interchange.kept import kept_rows
-from results.interchange.rows import file_name, write_lines, write_list
+from results.interchange.rows import Target, file_names, write_lines, write_list
 from results.queries import display_names
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 NOT_THERE = "[not in the imported file:"
 """How the text of an answer begins that stands for one which an imported file did not hold."""
 
-_FOLDERS = {"mt_bench": "mt_bench", "arena_hard": "arena-hard-{version}", "alpaca_eval": "alpaca_eval-{version}"}
+_FOLDERS = {"mt_bench": "mt_bench", "arena_hard": "arena-hard-{}", "alpaca_eval": "alpaca_eval-{}"}
 
 _ANSWERS = """
 SELECT a.model, a.question, a.turn, a.text, a.key, epoch(a.recorded_at) AS time
@@ -59,8 +60,8 @@ class Reply:
     time: float
 
 
-Files = dict[str, list[dict[str, Any]]]
-"""Paths below the folder, and the rows of each file."""
+Files = dict[Target, list[dict[str, Any]]]
+"""Where files lie below a folder, and the rows of each."""
 
 
 def export_files(
@@ -76,7 +77,7 @@ def export_files(
     files: Files = defaultdict(list)
     imported = kept_rows(ledger, kind=kind, version=version, models=chosen)
     for row in imported:
-        files[f"{_folder(kind, row.version)}/{row.target}"].append(row.raw)
+        files[_below(kind, row.version, row.target)].append(row.raw)
     answered = {key for row in imported if not row.requests for key in row.answers}
     written = {key for row in imported for key in row.requests}
     covered = _answered(ledger, kind, answered)
@@ -84,11 +85,27 @@ def export_files(
         if benchmark == BENCHMARKS[kind] and version in (None, own_version):
             place = _Place(ledger, kind, own_version, names, chosen)
             for target, rows in _own(place, covered=covered, written=written).items():
-                files[f"{_folder(kind, own_version)}/{target}"] += rows
+                files[_below(kind, own_version, target)] += rows
+    paths = _paths(folder, files, names.values())
     write = write_list if kind == "alpaca_eval" else write_lines
-    for target in sorted(files):
-        write(folder / target, files[target])
-    return [folder / target for target in sorted(files)]
+    for path in sorted(paths):
+        write(path, [row for target in paths[path] for row in files[target]])
+    return sorted(paths)
+
+
+def _paths(folder: Path, targets: Collection[Target], names: Iterable[str]) -> dict[Path, list[Target]]:
+    """Return what goes where: names of models, judges and versions become parts of a path, no two alike.
+
+    ``names`` are further ones that there are, so that what a file is called does not depend on what else is exported.
+    """
+    parts = file_names({*names, *(name for target in targets for name in target.names)})
+    found: dict[Path, list[Target]] = defaultdict(list)
+    for target in targets:
+        found[folder / target.form.format(*(parts[name] for name in target.names))].append(target)
+    for path in found:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise LedgerError(f"{path} does not lie in {folder}: nothing was exported; remove the link that leads away")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +124,21 @@ class _Place:
         return self.chosen is None or model in self.chosen
 
 
-def _folder(kind: str, version: str) -> str:
-    return _FOLDERS[BENCHMARKS[kind]].format(version=version)
+def _below(kind: str, version: str, target: Target) -> Target:
+    """Return the target below the folder of its benchmark and, where a project has several, its version."""
+    folder = _FOLDERS[BENCHMARKS[kind]]
+    return Target(f"{folder}/{target.form}", (*[version] * folder.count("{}"), *target.names))
 
 
 def _answered(ledger: Ledger, kind: str, keys: Collection[str]) -> set[tuple[str, str, str]]:
     """Return whose answers to what (folder, model, question) imported files of answers hold."""
     query = "SELECT version, model, question FROM answers WHERE key IN (SELECT unnest(?::VARCHAR[]))"
     rows = ledger.sql(query, list(keys)).fetchall()
-    return {(_folder(kind, version), model, question) for version, model, question in rows}
+    return {(_shelf(kind, version), model, question) for version, model, question in rows}
+
+
+def _shelf(kind: str, version: str) -> str:
+    return _FOLDERS[BENCHMARKS[kind]].format(version)
 
 
 def _own(place: _Place, *, covered: set[tuple[str, str, str]], written: Collection[str]) -> Files:
@@ -130,7 +153,7 @@ def _own(place: _Place, *, covered: set[tuple[str, str, str]], written: Collecti
     for q in questions.values():
         for model, turns in told[q.id].items():
             whole = len(turns) == len(q.turns) and not any(t.startswith(NOT_THERE) for t, _, _ in turns.values())
-            where = _folder(place.kind, place.version), model, q.id
+            where = _shelf(place.kind, place.version), model, q.id
             if whole and place.wants(model) and where not in covered:
                 covered.add(where)
                 target, row = _answer(place.kind, q, place.names.get(model, model), [turns[t] for t in sorted(turns)])
@@ -159,17 +182,16 @@ def _replies(
     return found
 
 
-def _answer(kind: str, q: Question, model: str, turns: list[tuple[str, str, float]]) -> tuple[str, dict[str, Any]]:
+def _answer(kind: str, q: Question, model: str, turns: list[tuple[str, str, float]]) -> tuple[Target, dict[str, Any]]:
     texts, (_, key, time) = [text for text, _, _ in turns], turns[-1]
-    name = file_name(model)
     if kind == "fastchat":
         row = fastchat.answer_row(question=q.id, model=model, turns=texts, key=key, time=time)
-        return f"model_answer/{name}.jsonl", row
+        return fastchat.answers_path(model), row
     if kind == "alpaca_eval":
         row = alpaca_eval.output_row(instruction=q.turns[0], dataset=q.category, model=model, text=texts[0])
-        return f"{name}/model_outputs.json", row
+        return alpaca_eval.answers_path(model), row
     row = arena_hard.answer_row(question=q.id, prompt=q.turns[0], model=model, text=texts[0], key=key, time=time)
-    return f"model_answer/{name}.jsonl", row
+    return arena_hard.answers_path(model), row
 
 
 def _fastchat(replies: Iterable[Reply]) -> Files:

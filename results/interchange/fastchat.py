@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from results.interchange.rows import Conversation, Game, Row, Text, file_name
+from results.interchange.rows import Conversation, Game, Row, Target, Text
 
 ANSWER, SINGLE, PAIR = "fastchat/model_answer", "fastchat/single", "fastchat/pair"
 MEANINGS = {ANSWER: "answers", SINGLE: "single ratings", PAIR: "pairwise games"}
@@ -28,7 +28,7 @@ def schema(raw: dict[str, Any]) -> str | None:
     """Return which of FastChat's kinds of row this is, or None."""
     found = next((name for name, needed in _NEEDED.items() if needed <= raw.keys()), None)
     rated_pair = found == PAIR and "m1_score" in raw  # two ratings told apart by a margin: there is no game to read
-    arena = found == ANSWER and not all(isinstance(turn, str) for turn in _turns(raw))
+    arena = found == ANSWER and any(isinstance(turn, dict) for turn in _told(raw))
     return None if rated_pair or arena else found
 
 
@@ -65,6 +65,21 @@ def shown(prompt: str, turns: Sequence[str], *, turn: int, paired: bool) -> list
         second = _conversation(prompt[cut + len(end) :], turns, "B")
         found_ways += [a + b for a in first for b in second]
     return found_ways
+
+
+def references(prompt: str, turns: Sequence[str], *, turn: int) -> tuple[str, ...]:
+    """Return the reference answers that a judge's prompt shows, where FastChat's prompts show them; else nothing."""
+    if turn == 1:
+        _, found, after = prompt.partition(f"]\n{turns[0]}\n\n[The Start of Reference Answer]\n")
+        text, end, _ = after.partition("\n[The End of Reference Answer]\n\n[The Start of Assistant")
+        return (text,) if found and end else ()
+    if turn != 2 or len(turns) != 2:
+        return ()
+    said = "\n\n### Reference answer:\n"
+    _, found, after = prompt.partition(f"<|The Start of Reference Answer|>\n\n### User:\n{turns[0]}{said}")
+    both, end, _ = after.partition("\n\n<|The End of Reference Answer|>")
+    first, middle, second = both.partition(f"\n\n### User:\n{turns[1]}{said}")
+    return (first, second) if found and end and middle else ()
 
 
 def answer_row(*, question: str, model: str, turns: Sequence[str], key: str, time: float) -> dict[str, Any]:
@@ -125,16 +140,21 @@ def prompt_name(*, paired: bool, reference: bool, turn: int) -> str:
     return stem + ("-multi-turn" if turn > 1 else "")
 
 
-def target(row: Row, *, model: str) -> str:
+def target(row: Row, *, model: str) -> Target:
     """Return the path, below a benchmark's folder, of the file that FastChat keeps such a row in."""
     if row.schema == ANSWER:
-        return f"model_answer/{file_name(model)}.jsonl"
+        return answers_path(model)
     return judgments_path(row.games[0].judge, paired=row.schema == PAIR)
 
 
-def judgments_path(judge: str, *, paired: bool) -> str:
+def answers_path(model: str) -> Target:
+    """Return the path of a model's answers below a benchmark's folder."""
+    return Target("model_answer/{}.jsonl", (model,))
+
+
+def judgments_path(judge: str, *, paired: bool) -> Target:
     """Return the path of a judge's judgments below a benchmark's folder."""
-    return f"model_judgment/{file_name(judge)}_{'pair' if paired else 'single'}.jsonl"
+    return Target(f"model_judgment/{{}}_{'pair' if paired else 'single'}.jsonl", (judge,))
 
 
 def number(question: str) -> int | str:
@@ -142,13 +162,20 @@ def number(question: str) -> int | str:
     return int(question) if question.isdecimal() else question
 
 
-def _turns(raw: dict[str, Any]) -> list[Any]:
-    choices = raw["choices"]
-    return list(choices[0].get("turns", ())) if choices else []
+def _told(raw: dict[str, Any]) -> list[Any]:
+    """Return the turns of a row of answers; nothing where there are none to find."""
+    try:
+        turns = raw["choices"][0]["turns"]
+    except (LookupError, TypeError):
+        return []
+    return turns if isinstance(turns, list) else []
 
 
 def _answer(raw: dict[str, Any]) -> Row:
-    turns = tuple(Text(text, ("choices", 0, "turns", n)) for n, text in enumerate(_turns(raw)))
+    choices = raw["choices"]
+    if not isinstance(choices, list) or (choices and not isinstance(choices[0]["turns"], list)):
+        raise TypeError(f"need choices: [{{turns: [text, ...]}}], got {choices!r}")
+    turns = tuple(Text(text, ("choices", 0, "turns", n)) for n, text in enumerate(_told(raw)))
     said = Conversation(str(raw["question_id"]), raw["model_id"], turns)
     return Row(ANSWER, raw, said.model, said.question, conversations=(said,))
 
@@ -158,6 +185,13 @@ def _judge(raw: dict[str, Any]) -> str:
     return str(judge if isinstance(judge, str) else judge[0])
 
 
+def _turn(raw: dict[str, Any]) -> int:
+    turn = raw.get("turn", 1)
+    if isinstance(turn, float) and not turn.is_integer():
+        raise ValueError(f"turn {turn!r} is no whole number")
+    return int(turn)
+
+
 def _prompt(raw: dict[str, Any], key: str) -> Text | None:
     return Text(raw[key], (key,)) if isinstance(raw.get(key), str) else None
 
@@ -165,7 +199,7 @@ def _prompt(raw: dict[str, Any], key: str) -> Text | None:
 def _single(raw: dict[str, Any]) -> Row:
     game = Game(
         question=str(raw["question_id"]),
-        turn=int(raw.get("turn", 1)),
+        turn=_turn(raw),
         judge=_judge(raw),
         model=raw["model"],
         baseline=None,
@@ -182,7 +216,7 @@ def _pair(raw: dict[str, Any]) -> Row:
     games = tuple(
         Game(
             question=str(raw["question_id"]),
-            turn=int(raw.get("turn", 1)),
+            turn=_turn(raw),
             judge=_judge(raw),
             model=raw["model_1"],
             baseline=raw["model_2"],

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evals.records import Imported
-from results.interchange.rows import Row, Text, put, without
+from results.interchange.rows import Row, Target, Text, put, without
 from results.tables import clean
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Kept:
 
     schema: str
     version: str
-    target: str
+    target: Target
     model: str
     answers: tuple[str, ...]
     requests: tuple[str, ...]
@@ -63,7 +63,7 @@ def digest(*parts: str | int | None) -> str:
 
 
 def keep(
-    row: Row, *, version: str, model: str, target: str, held: Sequence[Held], requests: Sequence[str], position: int,
+    row: Row, *, version: str, model: str, target: Target, held: Sequence[Held], requests: Sequence[str], position: int,
     again: Callable[[str], int],
 ) -> Imported:  # fmt: skip
     """Return the row without the texts that records hold, with the keys that put them back.
@@ -80,7 +80,8 @@ def keep(
     extra = {
         "version": version,
         "model": model,
-        "target": target,
+        "target": target.form,
+        "names": target.names,
         "answers": [h.key for h in held if h.table == "answer"],
         "requests": requests,
         "fill": fill,
@@ -119,7 +120,7 @@ def kept_rows(ledger: Ledger, *, kind: str, version: str | None, models: Collect
         Kept(
             schema=schema,
             version=extra["version"],
-            target=extra["target"],
+            target=_target(extra),
             model=extra["model"],
             answers=tuple(extra["answers"]),
             requests=tuple(extra["requests"]),
@@ -139,6 +140,13 @@ def _texts(ledger: Ledger, table: str, keys: list[str]) -> dict[tuple[str, str],
             for message in json.loads(text):
                 found[key, message["role"]] = message["content"]
     return found
+
+
+def _target(extra: Mapping[str, Any]) -> Target:
+    if "names" in extra:
+        return Target(extra["target"], tuple(extra["names"]))
+    parts = extra["target"].split("/")  # as it was kept once: a path
+    return Target("/".join("{}" for _ in parts), tuple(parts))
 
 
 def _filled(extra: Mapping[str, Any], texts: Mapping[str, Mapping[tuple[str, str], str]]) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +13,10 @@ from typing import Any
 
 Place = tuple[str | int, ...]
 """Where a value stands in a row: keys and positions, outermost first."""
+
+
+_DEEPEST = 100  # levels of lists and objects; Python's own limit depends on who asks
+_LONGEST = 100  # bytes of a name in a path; folders take 255, and there are suffixes
 
 
 class FormatError(ValueError):
@@ -78,35 +85,44 @@ class Row:
     unread: int = 0
 
 
-def raw_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON array or of JSON lines; raises FormatError, which names the file and the line."""
-    text = path.read_text(encoding="utf-8-sig")
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a project keeps a row: ``form`` is a path with a {} for each of ``names``, whose letters may be any."""
+
+    form: str
+    names: tuple[str, ...] = ()
+
+
+def raw_rows(path: Path, *, faults: list[str] | None = None) -> list[dict[str, Any]]:
+    """Return the rows of a JSON array or of JSON lines; raises FormatError, which names the file and the line.
+
+    With ``faults``, what is no row is left out and told there, as long as there are some that are.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path} is no UTF-8 text: {error}") from error
     if text.lstrip()[:1] == "[":
-        try:
-            rows = json.loads(text)
-        except ValueError as error:
-            raise FormatError(f"{path} is no JSON: {error}") from error
-        if not all(isinstance(row, dict) for row in rows):
-            raise FormatError(f"{path} is a JSON list, but not of objects")
-        return list(rows)
-    found = []
-    for number, line in enumerate(text.split("\n"), 1):  # never splitlines(): strings may hold U+2028
-        if line.strip():
-            found.append(_object(path, number, line))
+        rows = _loaded(text, str(path))
+        found = [row for row in rows if isinstance(row, dict)]
+        wrong = [f"{path} is a JSON list, but not only of objects"] * (len(rows) - len(found))
+    else:
+        found, wrong = _from_lines(path, text)
+    if wrong and (faults is None or not found):
+        raise FormatError(wrong[0])
+    if faults is not None:
+        faults += wrong
     return found
 
 
 def first_row(path: Path) -> dict[str, Any] | None:
-    """Return the first row of a file of JSON lines; None for any other."""
-    with path.open(encoding="utf-8-sig") as file:
-        for line in file:
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    return None
-                return row if isinstance(row, dict) else None
-    return None
+    """Return the first row of a file of JSON lines; None for any other, and for one that cannot be read."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            row = next((json.loads(line) for line in file if line.strip()), None)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -146,16 +162,67 @@ def put(raw: dict[str, Any], place: Sequence[str | int], value: object) -> None:
 
 
 def file_name(name: str) -> str:
-    """Return a model's or judge's name as one part of a path."""
+    """Return a model's or judge's name as one part of a path; a long one is cut, and ends in a digest of the whole."""
     plain = "".join("__" if c in "/\\" else c for c in name if c.isprintable() and c not in ':*?"<>|').strip(" .")
-    return plain or "unnamed"
+    return _told_apart(plain, name) if len(plain.encode()) > _LONGEST else plain or "unnamed"
+
+
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """Return, by name, what each is called as one part of a path: no two alike, not even where case does not count."""
+    found = {name: file_name(name) for name in sorted(set(names))}
+    apart: set[str] = set()
+    while True:
+        alike = defaultdict(set)
+        for name, part in found.items():
+            alike[unicodedata.normalize("NFC", part).casefold()].add(name)
+        shared = {name for group in alike.values() if len(group) > 1 for name in group} - apart
+        if not shared:
+            return found
+        found |= {name: _told_apart(found[name], name) for name in shared}
+        apart |= shared
+
+
+def _told_apart(part: str, name: str) -> str:
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    if part.endswith(f"-{digest}"):
+        return part
+    return f"{part.encode()[:_LONGEST].decode(errors='ignore').rstrip(' .')}-{digest}"
+
+
+def _loaded(text: str, place: str) -> Any:
+    try:
+        value = json.loads(text)
+        if text.count("[") + text.count("{") > _DEEPEST and _deeper(value):
+            raise RecursionError
+    except ValueError as error:
+        raise FormatError(f"{place} is no JSON: {error}") from error
+    except RecursionError as error:
+        raise FormatError(f"{place} is JSON that is nested too deeply") from error
+    return value
+
+
+def _deeper(value: object) -> bool:
+    """Tell whether a value is nested more deeply than rows are, so that it could be read but perhaps not written."""
+    inside = [value]
+    for _ in range(_DEEPEST):
+        lists = [list(v.values()) if isinstance(v, dict) else v for v in inside if isinstance(v, dict | list)]
+        inside = [v for values in lists for v in values]
+    return bool(inside)
+
+
+def _from_lines(path: Path, text: str) -> tuple[list[dict[str, Any]], list[str]]:
+    rows, wrong = [], []
+    for number, line in enumerate(text.split("\n"), 1):  # never splitlines(): strings may hold U+2028
+        if line.strip():
+            try:
+                rows.append(_object(path, number, line))
+            except FormatError as error:
+                wrong.append(str(error))
+    return rows, wrong
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise FormatError(f"line {number} of {path} is no JSON: {error}") from error
+    row = _loaded(line, f"line {number} of {path}")
     if not isinstance(row, dict):
         raise FormatError(f"line {number} of {path} is JSON, but no object: {line[:60]!r}")
     return row

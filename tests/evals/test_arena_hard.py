@@ -271,6 +271,25 @@ def test_categories_and_subcategories_have_win_rates_of_their_own(asset):
     })  # fmt: skip
 
 
+def test_of_two_baselines_only_the_parts_are_told_apart(asset):
+    benchmark = load(asset, version="v2.0")
+    games = [said(q, order, 0.75, baseline="one" if q in "ab" else "other") for q in "abcd" for order in (1, 2)]
+    wanted = [Wanted("m", "j", "one", frozenset("ab")), Wanted("m", "j", "other", frozenset("cd"))]
+    known = evidence(benchmark, games)
+    found = benchmark.score(Evidence(known.questions, wanted, known.verdicts, known.answers))
+    assert "win_rate" not in set(found.items["metric"])
+    published = benchmark.like_published(Evidence(known.questions, wanted, known.verdicts, known.answers))
+    assert len({score.metric for score in published}) == 2
+
+
+def test_an_unreadable_reply_after_a_readable_one_takes_nothing_away_and_a_lost_game_is_said(asset):
+    benchmark = load(asset)
+    games = [said("a", 1, 0.75), said("a", 1, math.nan), said("a", 2, math.nan), said("b", 1, 0.25), said("b", 2, 0.25)]
+    found = benchmark.score(evidence(benchmark, games))
+    assert weighted_mean(found.items, "win_rate") == pytest.approx(100 / 3)
+    assert found.flags == {("m", "j", "gpt", "win_rate"): ("1 of 4 games missing",)}
+
+
 def test_the_closed_form_of_the_star_is_the_full_fit(asset):
     from evals.bradley_terry import bradley_terry
 

@@ -6,7 +6,7 @@ import pytest
 
 from evals.benchmark import ITEM_COLUMNS
 from evals.power import detectable_difference
-from evals.stats import differences, holm, mean_scores
+from evals.stats import EVEN, differences, holm, mean_scores, scores_and_differences
 
 
 def column(model, values, *, weights=None, metric="accuracy", judge="check", baseline=None, questions=None):
@@ -64,9 +64,9 @@ def test_a_score_with_nothing_behind_it_has_no_value():
     assert scores() == []
 
 
-def test_one_question_has_no_width_and_neither_have_equal_ones():
+def test_one_question_has_no_interval_and_that_of_equal_ones_no_width():
     one, same = scores(column("m", [7]), column("n", [0.1] * 20))
-    assert (one.low, one.value, one.high) == (7, 7, 7)
+    assert (one.low, one.value, one.high) == (None, 7, None)
     assert (same.low, same.high) == pytest.approx((0.1, 0.1), abs=1e-15)
 
 
@@ -252,3 +252,35 @@ def test_what_is_detectable_is_so_from_the_spread_of_the_paired_gaps():
     doubled = np.full(100, 2.0)
     [same] = compared(column("a", a, weights=doubled), column("b", b, weights=doubled))
     assert same.detectable == pytest.approx(plain.detectable)
+
+
+def test_scores_and_differences_together_are_those_of_each_alone():
+    one, two, three = draws(3, 40)
+    table = items(
+        column("a", one, weights=[3.0, 1.0] * 20, baseline="c"),
+        column("b", np.where(two > 80, NAN, two), baseline="c"),
+        column("a", three, metric="other"),
+        column("c", two, metric="other"),
+    )
+    pairs, place = [("a", "b"), ("a", "c"), ("b", "c")], {"benchmark": "starter", "version": "1"}
+    together = scores_and_differences(table, pairs, **place, rounds=500)
+    alone = mean_scores(table, **place, rounds=500), differences(table, pairs, **place, rounds=500)
+    assert together == alone
+    assert len(together[1]) == 4
+
+
+def test_beside_its_baseline_a_models_interval_is_its_scores_shifted_by_even():
+    table = column("a", draws(30), weights=[3.0, 1.0, 0.0] * 10, baseline="b")
+    [score], [difference] = scores(table), compared(table)
+    assert difference.value == score.value - EVEN
+    assert (difference.low, difference.high) == pytest.approx((score.low - EVEN, score.high - EVEN), abs=1e-12)
+
+
+def test_categories_give_the_figures_of_the_texts_they_stand_for():
+    table = items(column("b", draws(12), baseline="c"), column("a", draws(12, seed=2), baseline=None))
+    table = table.sample(frac=1.0, random_state=0)
+    texts = ["model", "judge", "baseline", "metric", "question"]
+    place = {"benchmark": "starter", "version": "1"}
+    coded = table.astype(dict.fromkeys(texts, "category"))
+    coded["question"] = coded["question"].cat.reorder_categories(sorted(coded["question"].cat.categories)[::-1])
+    assert mean_scores(coded, **place) == mean_scores(table, **place)

@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -52,6 +53,15 @@ def test_what_stands_in_a_fence_is_taken_out_wherever_it_recurs():
 
 def test_length_is_counted_in_bytes():
     assert style_counts(["é", "", "日本"])[:, 0].tolist() == [2, 0, 6]
+
+
+def test_headers_and_list_items_are_counted_as_the_published_patterns_do():
+    published = re.compile(r"^#{1,6}\s", re.MULTILINE), re.compile(r"^\s*(?:\d+\.|[-*+])\s", re.MULTILINE)
+    rng = np.random.default_rng(0)
+    parts = np.array(["\n", "\n\n", " ", "\t", "\r", "\u2028", "\x85", "-", "*", "+", "#", "##", "1.", "23.", "a"])
+    texts = ["".join(rng.choice(parts, size=size)) for size in rng.integers(0, 16, size=3000)]
+    expected = [[len(pattern.findall(text)) for pattern in published] for text in texts]
+    assert style_counts(texts)[:, 1:3].tolist() == expected
 
 
 def test_no_texts_have_no_counts():

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from evals.assets import find
+from evals.assets import AssetError, find
 from evals.benchmark import judge_request, published_answer, published_model
 from evals.mt_bench import load
 from evals.records import Judgment, Message, Sampling
@@ -14,6 +14,7 @@ from fuseval import exchange
 from fuseval.config import ConfigError
 from fuseval.scoring import score
 from judges.replies import verdict
+from results.errors import LedgerError
 from results.evidence import current_answers
 from results.interchange import likely_kind
 from results.interchange.export import NOT_THERE
@@ -66,7 +67,7 @@ def ledger(tmp_path):
 def take(ledger, asset, tmp_path):
     """Import rows as one file of this kind; returns what is told of the file."""
 
-    def imported(kind, *rows, model=None, name="rows.jsonl"):
+    def imported(kind, *rows, model=None, name="rows.jsonl", asset=asset):
         write_lines(tmp_path / "in" / name, rows)
         [told] = exchange.import_files(
             ledger, kind, [tmp_path / "in" / name], asset=asset, model=model, watch=lambda *_: None
@@ -197,9 +198,33 @@ def test_the_references_in_the_prompts_tell_the_version(ledger, take):
         known = f"[The Start of Reference Answer]\n{text}\n[The End of Reference Answer]\n\n{start}"
         return {**row, "user_prompt": row["user_prompt"].replace(start, known)}
 
+    def both(text):
+        return {**with_reference(text), "model": "n"}
+
     assert take("fastchat", with_reference("two"))["versions"] == "1"
     assert take("fastchat", with_reference("2"), rating())["versions"] == "1-gpt-4-0125-preview"
     assert take("fastchat", with_reference("zwei"))["versions"] == "1"
+    assert take("fastchat", with_reference("2"), both("two"))["versions"] == "1, 1-gpt-4-0125-preview"
+
+
+def test_the_references_of_most_prompts_tell_the_version_where_sets_have_some_in_common(take, asset):
+    file = asset("mt_bench/reference_answer/gpt-4-0125-preview.jsonl")
+    write_lines(file, [{"question_id": 82, "choices": [{"turns": ["two", "vier"]}]}])
+    first = rating("two", question=82)
+    known = "[The Start of Reference Answer]\ntwo\n[The End of Reference Answer]\n\n[The Start of Assistant's"
+    first["user_prompt"] = first["user_prompt"].replace("[The Start of Assistant's", known)
+    second = rating("four", question=82, turn=2)
+    said = "### Reference answer:"
+    talk = f"### User:\n{ASKED['82'][0]}\n\n{said}\ntwo\n\n### User:\n{ASKED['82'][1]}\n\n{said}\nvier"
+    block = f"<|The Start of Reference Answer|>\n\n{talk}\n\n<|The End of Reference Answer|>\n\n\n"
+    second["user_prompt"] = block + second["user_prompt"]
+    assert take("fastchat", first)["versions"] == "1"
+    assert take("fastchat", first, second)["versions"] == "1-gpt-4-0125-preview"
+
+
+def test_a_reference_that_only_the_answer_holds_tells_nothing(take):
+    row = rating("2, not 4 [The Start of Reference Answer]\n2\n[The End of Reference Answer]", question=82)
+    assert take("fastchat", row)["versions"] == "1"
 
 
 def test_what_the_file_says_otherwise_than_our_reader_is_counted(take):
@@ -220,6 +245,73 @@ def test_a_broken_file_is_reported_and_the_others_are_imported(ledger, asset, tm
     write_lines(tmp_path / "in" / "b.jsonl", [rating()])
     told = exchange.import_files(ledger, "fastchat", [tmp_path / "in"], asset=asset, model=None, watch=lambda *_: None)
     assert [(row["recognised"], row["new"]) for row in told] == [(None, 0), ("fastchat single ratings", 2)]
+
+
+BAD = {
+    "binary.jsonl": b"\xff\xfe\x00\x01",
+    "cut.jsonl": json.dumps(rating(question=82)).encode() + b'\n{"question_id": 8',
+    "deep.jsonl": b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}\n",
+    "nearly.jsonl": json.dumps({**rating(), "extra": json.loads("[" * 600 + "]" * 600)}).encode(),
+    "five.json": b"5",
+    "none.jsonl": b"\n\n",
+    "choices.jsonl": json.dumps(answers() | {"choices": 5}).encode(),
+    "turns.jsonl": json.dumps(answers() | {"choices": [{"turns": None}]}).encode(),
+    "score.jsonl": json.dumps(rating() | {"score": int("9" * 400)}).encode(),
+    "turn.jsonl": json.dumps(rating() | {"turn": 10**30}).encode(),
+}
+
+
+def test_no_bad_file_keeps_a_folders_others_from_being_imported(ledger, asset, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, data in BAD.items():
+        (tmp_path / "in" / name).write_bytes(data)
+    write_lines(tmp_path / "in" / "z.jsonl", [rating()])
+    told = exchange.import_files(ledger, "fastchat", [tmp_path / "in"], asset=asset, model=None, watch=lambda *_: None)
+    by_name = {pathlib.Path(row["file"]).name: row for row in told}
+    assert {name: (row["judgments"], row["skipped"]) for name, row in by_name.items()} == {
+        **dict.fromkeys(BAD, (0, 1)), "none.jsonl": (0, 0), "cut.jsonl": (1, 1), "z.jsonl": (1, 0),
+    }  # fmt: skip
+    assert "line 2 of" in by_name["cut.jsonl"]["why"]
+    assert "nested too deeply" in by_name["deep.jsonl"]["why"]
+    assert values(ledger) == [("81", 1, 7.0), ("82", 1, 7.0)]
+
+
+def test_a_turn_that_the_question_does_not_have_is_a_fault_of_that_row(ledger, take):
+    turns = (0, -1, 3, 300_000, 10**30)
+    rows = [{**rating(), "turn": turn} | prompt for turn in turns for prompt in ({}, {"user_prompt": None})]
+    told = take("fastchat", *rows, rating(question=82))
+    assert (told["judgments"], told["skipped"], len(ledger.answers())) == (1, 10, 2)
+    assert told["why"].startswith("question 81 has 2 turns, the row says 0 (2 times); question 81 has")
+
+
+def test_answers_beyond_a_questions_turns_are_left_out_and_counted(ledger, take):
+    told = take("fastchat", answers("a", "b", "c", "d"))
+    assert (told["answers"], told["skipped"]) == (2, 2)
+    assert told["why"] == "question 81 has 2 turns, the row answers 4 (2 times)"
+    assert [a.text for a in ledger.answers()] == ["a", "b"]
+
+
+def test_an_unknown_question_is_a_fault_of_its_row_where_a_versions_questions_cannot_be_had(take, asset):
+    def without_v2(name):
+        if "v2.0" in name:
+            raise AssetError(f"{name} is nowhere")
+        return asset(name)
+
+    rows = fought("tie") + fought("tie", question="zz")
+    told = take("arena_hard", *rows, asset=without_v2)
+    assert (told["judgments"], told["skipped"]) == (1, 1)
+    why = "v2.0's questions cannot be had: arena_hard/v2.0/question.jsonl is nowhere"
+    assert told["why"] == f"arena_hard has no question 'zz'; {why}"
+    with pytest.raises(AssetError):
+        take("arena_hard", *rows, asset=lambda name: without_v2(f"v2.0/{name}"), name="other.jsonl")
+
+
+def test_a_name_that_no_terminal_can_show_is_made_one_that_it_can(ledger, take):
+    row = {**rating(model="m\ud800"), "judge": ["j\ud800"]}
+    told = take("fastchat", row)
+    assert told["models"] == "m\ufffd"
+    assert {m.name for m in ledger.models()} == {"m\ufffd", "j\ufffd"}
+    assert take("fastchat", row, model="n\udc80", name="again.jsonl")["models"] == "n\ufffd"
 
 
 def test_the_models_name_can_be_given_or_picked(ledger, take):
@@ -250,6 +342,31 @@ def test_battles_are_about_the_answers_that_are_there(ledger, asset, tmp_path):
     assert not any(a.text.startswith(NOT_THERE) for a in ledger.answers())
 
 
+def test_a_text_takes_a_stand_ins_place_whatever_was_judged(ledger, take, asset):
+    said = {"uid": "a1", "model": "m", "messages": [{"role": "assistant", "content": {"answer": "mine"}}]}
+    take("arena_hard", *fought("model_b", "tie"), name="battles.jsonl")
+    assert current(ledger, "arena_hard", "v0.1")["a1", 1].startswith(NOT_THERE)
+    take("arena_hard", said, name="answers.jsonl")
+    assert current(ledger, "arena_hard", "v0.1") == {("a1", 1): "mine"}
+    take("arena_hard", *fought("model_b", "tie"), name="battles.jsonl")
+    assert current(ledger, "arena_hard", "v0.1") == {("a1", 1): "mine"}
+    score(ledger, asset=asset)
+    assert metric(ledger, "win_rate") == [pytest.approx(100 * (1.0 + 0.5) / 2)]  # said of the stand-in, and counts
+
+
+@pytest.mark.parametrize("prompt", [None, "of another kind"])
+def test_a_stand_in_never_takes_a_texts_place(ledger, take, prompt):
+    take("fastchat", answers("Because.", "Yes."), name="answers.jsonl")
+    take("fastchat", {**rating(), "user_prompt": prompt}, {**rating(turn=2), "user_prompt": prompt})
+    assert current(ledger, "mt_bench", "1") == {("81", 1): "Because.", ("81", 2): "Yes."}
+
+
+def test_of_texts_the_one_judged_last_counts_though_a_stand_in_was_judged_after_it(ledger, take):
+    take("fastchat", rating("Old."), rating("New."), {**rating(), "user_prompt": "of another kind"})
+    take("fastchat", answers("Old.", "Yes."), name="answers.jsonl")
+    assert current(ledger, "mt_bench", "1") == {("81", 1): "New.", ("81", 2): "Yes."}
+
+
 def test_version_2_is_told_by_the_questions(ledger, take):
     prompt = (
         "<|User Prompt|>\nProve.\n\n"
@@ -276,6 +393,20 @@ def test_another_annotator_is_another_version(ledger, take):
     assert (told["versions"], told["unreadable"]) == ("2.0, 2.0-chatgpt_fn", 1)
 
 
+def test_annotations_of_an_annotator_that_is_not_in_the_package_are_imported_and_told(take):
+    told = take("alpaca_eval", annotation("Do.", 1.25, annotator="mine"))
+    assert (told["versions"], told["judgments"], told["skipped"]) == ("2.0-mine", 1, 0)
+    assert told["why"].startswith("annotator 'mine' is none of the installed alpaca_eval package's")
+    assert take("alpaca_eval", annotation("Do.", 1.25), name="other.jsonl")["why"] == ""
+
+
+def test_annotations_beside_another_baseline_keep_whose_it_is(ledger, take):
+    rows = [annotation("Do.", 1.25), {**annotation("Do.", 2.0), "generator_1": "text_davinci_003", "output_1": "x"}]
+    take("alpaca_eval", *rows)
+    said = ledger.sql("SELECT m.name, v.value FROM verdicts v JOIN models m ON m.id = v.baseline ORDER BY ALL")
+    assert said.fetchall() == [("gpt4_1106_preview", 0.25), ("text_davinci_003", 1.0)]
+
+
 @pytest.mark.parametrize(
     ("kind", "rows"),
     [
@@ -289,6 +420,42 @@ def test_what_is_imported_is_exported_as_it_came(ledger, take, tmp_path, kind, r
     take(kind, *rows)
     files = exchange.export_files(ledger, kind, tmp_path / "out")
     assert rows in [raw_rows(file) for file in files]
+
+
+def test_no_name_in_a_file_leads_an_export_out_of_its_folder(ledger, take, tmp_path):
+    names = ["../../../x", "/x", "..", "C:\\x", "\x00"]
+    game = {"score": "A>B", "judgment": "[[A>B]]", "user_prompt": "?"}
+    take("alpaca_eval", *(annotation("Do.", 1.25, annotator=name, model=name) for name in names))
+    take("fastchat", *(row for n in names for row in (answers("a", "b", model=n), {**rating(model=n), "judge": n})))
+    take(
+        "arena_hard",
+        *({"uid": "a1", "model": n, "messages": [{"role": "assistant", "content": "a"}]} for n in names),
+        *({"question_id": "a1", "model": n, "judge": n, "games": [game, game]} for n in names),
+    )
+    before = set(tmp_path.rglob("*"))
+    for kind in ("alpaca_eval", "fastchat", "arena_hard"):
+        assert exchange.export_files(ledger, kind, tmp_path / "a" / "b" / "out")
+    assert all(path.is_relative_to(tmp_path / "a") for path in set(tmp_path.rglob("*")) - before)
+
+
+def test_an_export_follows_no_link_out_of_its_folder(ledger, take, tmp_path):
+    take("fastchat", answers("a", "b"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mt_bench").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(LedgerError, match="does not lie in"):
+        exchange.export_files(ledger, "fastchat", tmp_path / "out")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_models_whose_names_make_the_same_path_have_a_file_each(ledger, take, tmp_path):
+    names = ["a/b", "a__b", "A__b", "n" * 300, "n" * 301]
+    take("fastchat", *(answers(name, name, model=name) for name in names))
+    [whole, *_] = [exchange.export_files(ledger, "fastchat", tmp_path / each) for each in ("out", "again")]
+    assert sorted(row["model_id"] for file in whole for row in raw_rows(file)) == sorted(names)
+    assert len({file.name.casefold() for file in whole}) == len(names)
+    assert max(len(file.name) for file in whole) < 130
+    [alone] = exchange.export_files(ledger, "fastchat", tmp_path / "alone", models=["a/b"])
+    assert alone.name in {file.name for file in whole}
 
 
 def test_own_answers_and_ratings_become_fastchats_files(ledger, asset, tmp_path):
@@ -369,6 +536,30 @@ def test_published_files_go_through_unchanged_and_are_read_as_they_say(ledger, m
     files = exchange.export_files(ledger, kind, tmp_path / "out")
     plain = [json.dumps(row) for row in raws]  # the order of keys, too
     assert plain in [[json.dumps(row) for row in raw_rows(file)] for file in files]
+
+
+def test_published_ratings_with_the_other_references_are_of_the_other_version(ledger, mirror, tmp_path):
+    folder, asset = mirror
+
+    def blocks(name):
+        rows = raw_rows(folder / f"mt_bench/reference_answer/{name}.jsonl")
+        return {row["question_id"]: row["choices"][0]["turns"] for row in rows}
+
+    old, new = blocks("gpt-4"), blocks("gpt-4-0125-preview")
+    rows = raw_rows(folder / "published/mt_bench/model_judgment/phi-3-dpo.gpt-4_single.jsonl")
+    for row in rows:
+        before, mark, after = row["user_prompt"].partition("The Start of Reference Answer")
+        for one, other in zip(old[row["question_id"]], new[row["question_id"]], strict=True) if mark else ():
+            said, end, rest = after.partition("The End of Reference Answer")
+            after = said.replace(one, other, 1) + end + rest
+        row["user_prompt"] = before + mark + after
+    write_lines(tmp_path / "rows.jsonl", rows)
+    [told] = exchange.import_files(
+        ledger, "fastchat", [tmp_path / "rows.jsonl"], asset=asset, model=None, watch=lambda *_: None
+    )
+    assert (told["versions"], told["judgments"], told["skipped"]) == ("1-gpt-4-0125-preview", 160, 0)
+    texts = {(a.question, a.turn): a.text for a in ledger.answers()}
+    assert len(texts) == 160 and not any(text.startswith(NOT_THERE) for text in texts.values())
 
 
 @pytest.mark.slow

@@ -34,20 +34,7 @@ def fuseval(tmp_path):
 def scores(fuseval, *options):
     """Return the scores by metric, of a ledger with one model, and the rows themselves."""
     rows = json.loads(fuseval("score", "--json", *options))
-    keys = {
-        "model",
-        "benchmark",
-        "version",
-        "judge",
-        "metric",
-        "value",
-        "low",
-        "high",
-        "n",
-        "missing",
-        "flags",
-        "baseline",
-    }
+    keys = {"model", "benchmark", "version", "judge", "metric", "value", "low", "high", "n", "missing", "flags"}
     assert all(set(row) == keys for row in rows)
     return {row["metric"]: row["value"] for row in rows}, rows
 

@@ -1,11 +1,14 @@
 import csv
 import dataclasses
+import io
 import json
+
+import pytest
 
 from reports.compare import grids, interval, number, p_text, statement, to_csv, to_json, to_latex, to_markdown
 from results.queries import DifferenceRow, LeaderboardRow
 
-KEYS = ["model", "benchmark", "version", "judge", "metric", "value", "low", "high", "n", "missing", "flags", "baseline"]
+KEYS = ["model", "benchmark", "version", "judge", "metric", "value", "low", "high", "n", "missing", "flags"]
 
 
 def score(**changes):
@@ -116,6 +119,14 @@ def test_a_missing_value_is_null_in_json_and_empty_in_csv():
     [row] = csv.DictReader(to_csv([missing]).splitlines())
     assert list(row) == KEYS
     assert (row["value"], row["low"], row["n"], row["missing"]) == ("", "", "0", "12")
+
+
+@pytest.mark.parametrize("name", ["=1+2", "+1", "-x", "@SUM(A1)", "\t=1"])
+def test_a_spreadsheet_takes_no_name_in_csv_for_a_formula_and_numbers_stay_numbers(name):
+    row = score(name=name, judge_name=name, metric=name, value=-1.5, low=-2.0, high=-1.0)
+    [read] = csv.DictReader(io.StringIO(to_csv([row]), newline=""))
+    assert {read[column] for column in ("model", "judge", "metric")} == {f"'{name}"}
+    assert (read["value"], read["low"], read["high"]) == ("-1.5", "-2.0", "-1.0")
 
 
 def test_a_name_cannot_break_a_markdown_table():

@@ -83,7 +83,7 @@ def fill(ledger):
         Score(SCE.id, "starter", "1", "check", None, "accuracy", 75.0, 50.0, 100.0, 4, 0, (HOSTILE,)),
         Score(BASE.id, "starter", "1", "check", None, "accuracy", None, None, None, 0, 4),
     ]
-    ledger.add_scores(scores, provenance={})
+    ledger.put_scores(scores, benchmark="starter", version="1", provenance={})
     ledger.add(Difference(SCE.id, BASE.id, "starter", "1", "check", None, "accuracy", 50.0, 20.0, 80.0, 0.01, 4, 1))
     run = ledger.start_run(command="fuseval demo", experiment=HOSTILE, versions={"duckdb": "2.0.0"})
     ledger.end_run(run, outcome="done")

@@ -3,11 +3,22 @@
 import json
 import os
 import pathlib
+import unicodedata
 
 import pytest
 
 from results.interchange import alpaca_eval, arena_hard, fastchat, likely_kind, read_rows
-from results.interchange.rows import FormatError, file_name, put, raw_rows, without, write_lines, write_list
+from results.interchange.rows import (
+    FormatError,
+    file_name,
+    file_names,
+    first_row,
+    put,
+    raw_rows,
+    without,
+    write_lines,
+    write_list,
+)
 
 SINGLE = {
     **{"question_id": 81, "model": "m", "judge": ["j", "single-v1"], "user_prompt": "p", "judgment": "Rating: [[7]]"},
@@ -82,6 +93,63 @@ def test_a_name_that_is_no_text_is_a_fault():
     rows, faults = read_rows("fastchat", [{**SINGLE, "model": 7}, {**SINGLE, "judgment": None}])
     assert rows == []
     assert all("need a text" in fault for fault in faults)
+
+
+DEEP = json.loads("[" * 500 + "]" * 500)
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw"),
+    [
+        *(("fastchat", {**ANSWER, "choices": choices}) for choices in (5, None, "x", ["x"], [5], {"a": 1}, [{}], DEEP)),
+        *(
+            ("fastchat", {**ANSWER, "choices": [{"turns": turns}]})
+            for turns in (None, 5, "two", {"a": "b"}, [1], [None])
+        ),
+        *(("fastchat", {**SINGLE, "score": score}) for score in ("abc", [7], {}, int("9" * 400))),
+        *(("fastchat", {**SINGLE, "turn": turn}) for turn in (None, "x", 1.5, float("inf"), float("nan"), [1])),
+        *(("fastchat", {**SINGLE, "judge": judge}) for judge in (None, [], 5)),
+        *(("fastchat", {**SINGLE, "model": model}) for model in (None, 5, ["m"], DEEP)),
+        ("fastchat", {**SINGLE, "judgment": DEEP}),
+        ("fastchat", {**PAIR, "g1_judgment": 5}),
+        *(("arena_hard", {**OLD_GAMES, "games": games}) for games in (None, 5, ["x", "y"], [{"judgment": 5}])),
+        *(("arena_hard", {**NEW_GAMES, "games": [{"score": score}]}) for score in ([1], {"a": 1})),
+        *(("arena_hard", {**OLD_ANSWER, "choices": choices}) for choices in (5, [], [{"turns": [{"text": "x"}]}])),
+        *(("arena_hard", {**NEW_ANSWER, "messages": messages}) for messages in (5, ["x"], [{"role": "assistant"}])),
+        *(("alpaca_eval", {**ANNOTATION, "output_2": text}) for text in (5, None, DEEP)),
+        ("alpaca_eval", {**ANNOTATION, "preference": int("9" * 400)}),
+        ("alpaca_eval", {**ANNOTATION, "annotator": 5}),
+    ],
+)
+def test_a_row_with_values_of_another_kind_is_a_fault_with_its_place_and_reason(kind, raw):
+    good = {"fastchat": SINGLE, "arena_hard": OLD_GAMES, "alpaca_eval": ANNOTATION}[kind]
+    rows, faults = read_rows(kind, [good, raw, good])
+    assert (len(rows), len(faults)) == (2, 1)
+    assert faults[0].startswith("row 2 is no")
+    assert len(faults[0]) < 400
+    likely_kind(raw)  # is no error either
+
+
+@pytest.mark.parametrize("winner", ["", "error", "model_c", "Tie", "tie (both bad)"])
+def test_a_winner_that_there_is_not_is_a_fault_and_no_tie(winner):
+    raws = [{"question_id": "q", "model_a": "b", "model_b": "m", "winner": w} for w in ("model_a", winner, "tie")]
+    rows, faults = read_rows("arena_hard", raws)
+    assert [g.said for row in rows for g in row.games] == [0.25, 0.5]
+    told = f"winner {winner!r} is none of model_a, model_b, tie, tie (bothbad)"
+    assert faults == [f"row 2 is not as arena_hard/battles rows are (ValueError: {told})"]
+
+
+def test_ties_are_written_in_two_ways():
+    assert [g[0][1] for g in battles("tie", "tie (bothbad)")] == [0.5, 0.5]
+
+
+def test_names_can_be_written_in_utf_8_whatever_the_file_holds():
+    raw = {**ANNOTATION, "generator_1": "b\ud800", "generator_2": "m\ud800", "annotator": "j\ud800"}
+    [row], _ = read_rows("alpaca_eval", [raw])
+    [game] = row.games
+    names = [row.model, game.model, game.baseline, game.judge, *(said.model for said in row.conversations)]
+    assert names == ["m\ufffd", "m\ufffd", "b\ufffd", "j\ufffd", "m\ufffd", "b\ufffd"]
+    assert row.raw == raw
 
 
 def test_of_a_single_rating_minus_one_says_nothing():
@@ -270,7 +338,45 @@ def test_what_is_no_rows_is_an_error_that_names_the_file(tmp_path, text):
         raw_rows(tmp_path / "rows.jsonl")
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", "../../x", "C:\\x", "", "\x00"])
+@pytest.mark.parametrize(
+    "data",
+    [b"\xff\xfe\x00\x01", b'{"a": "\xe9"}', b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}", b"[" * 200_000],
+    ids=["binary", "latin-1", "deep object", "deep list"],
+)
+def test_a_file_that_is_no_utf_8_or_nested_too_deeply_is_an_error_that_names_it(tmp_path, data):
+    (tmp_path / "rows.jsonl").write_bytes(data)
+    with pytest.raises(FormatError, match=r"rows\.jsonl"):
+        raw_rows(tmp_path / "rows.jsonl")
+    assert first_row(tmp_path / "rows.jsonl") is None
+
+
+def test_lines_that_are_no_rows_can_be_left_out_and_told(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"b": ' + "9" * 5000 + '}\n[]\n{"c": 2}\n{"cut')
+    faults = []
+    assert raw_rows(tmp_path / "rows.jsonl", faults=faults) == [{"a": 1}, {"c": 2}]
+    assert [fault.split(" of ")[0] for fault in faults] == ["line 2", "line 3", "line 5"]
+    (tmp_path / "rows.json").write_text('[{"a": 1}, 5]')
+    assert raw_rows(tmp_path / "rows.json", faults=faults) == [{"a": 1}]
+    assert faults[3].endswith("is a JSON list, but not only of objects")
+
+
+def test_a_file_without_any_row_is_one_error_however_many_lines_it_has(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps({"a": [1, 2]}, indent=1))
+    with pytest.raises(FormatError, match="line 1 of"):
+        raw_rows(tmp_path / "rows.json", faults=[])
+
+
+def test_no_two_names_share_a_file_not_even_where_case_does_not_count():
+    names = ["a/b", "a__b", "A__B", "plain", "n" * 300, "n" * 299, "e\u0301", "\xe9", "x.", "x", "\U0001f600" * 90, ""]
+    names.append(file_names(names)["a/b"])  # and one that is called as a collision is told apart
+    found = file_names(names)
+    assert len({unicodedata.normalize("NFC", part).casefold() for part in found.values()}) == len(names)
+    assert found["plain"] == "plain"
+    assert found["a/b"].startswith("a__b-")
+    assert max(len(part.encode()) for part in found.values()) < 130
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "../../x", "C:\\x", "", "\x00", "." * 200, "/" * 99])
 def test_a_models_name_cannot_leave_the_folder(name):
     assert pathlib.Path("folder", file_name(name)).parent == pathlib.Path("folder")
     assert file_name(name) not in ("", ".", "..")

@@ -226,9 +226,13 @@ def test_a_value_that_fits_no_column_is_refused_at_once_and_stops_nothing(ledger
 
 
 def test_scores_carry_their_provenance(ledger: Ledger) -> None:
-    ledger.add_scores([SCORE, replace(SCORE, metric="other")], provenance={"scored_with": {"numpy": "2.4"}})
+    scores = [SCORE, replace(SCORE, metric="other")]
+    ledger.put_scores(scores, **PLACE, provenance={"scored_with": {"numpy": "2.4"}})
     rows = ledger.sql("SELECT provenance ->> '$.scored_with.numpy', scored_at <= now() FROM scores").fetchall()
     assert rows == [("2.4", True)] * 2
+
+
+PLACE = {"benchmark": "starter", "version": "1"}
 
 
 def item_frame() -> pandas.DataFrame:
@@ -236,18 +240,24 @@ def item_frame() -> pandas.DataFrame:
 
 
 def test_item_scores_come_as_a_frame_and_leave_as_records(ledger: Ledger) -> None:
-    ledger.add_items(item_frame(), benchmark="starter", version="1")
-    assert ledger.item_scores() == [ITEM]
+    ledger.put_scores([SCORE], **PLACE, provenance={}, items=item_frame(), differences=[DIFFERENCE])
+    assert (ledger.scores(), ledger.item_scores(), ledger.differences()) == ([SCORE], [ITEM], [DIFFERENCE])
 
 
-def test_scores_of_a_benchmark_are_cleared_and_no_others(ledger: Ledger) -> None:
-    kept = [replace(SCORE, version="2"), replace(SCORE, model="x")]
-    ledger.add(SCORE, DIFFERENCE, *kept)
-    ledger.add_items(item_frame(), benchmark="starter", version="1")
-    ledger.clear_scores(benchmark="starter", version="1", models=[MODEL.id])
-    assert (ledger.scores(), ledger.item_scores(), ledger.differences()) == (kept, [], [])
-    ledger.clear_scores(benchmark="starter", version="1")
-    assert ledger.scores() == kept[:1]
+def test_scores_of_a_benchmark_are_replaced_and_no_others(ledger: Ledger) -> None:
+    other = replace(SCORE, version="2")
+    ledger.add(other)
+    ledger.put_scores([SCORE], **PLACE, provenance={}, items=item_frame(), differences=[DIFFERENCE])
+    again = replace(SCORE, model="x")
+    ledger.put_scores([again], **PLACE, provenance={})
+    assert (ledger.scores(), ledger.item_scores(), ledger.differences()) == ([other, again], [], [])
+
+
+def test_scores_that_cannot_be_replaced_stay(ledger: Ledger) -> None:
+    ledger.put_scores([SCORE], **PLACE, provenance={}, items=item_frame())
+    with pytest.raises(LedgerError):
+        ledger.put_scores([], **PLACE, provenance={}, items=item_frame().drop(columns="metric"))
+    assert (ledger.scores(), ledger.item_scores()) == ([SCORE], [ITEM])
 
 
 def test_rows_name_the_run_that_stored_them(ledger: Ledger) -> None:
