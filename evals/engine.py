@@ -59,15 +59,16 @@ def start_engine(folder: Path, settings: EngineSettings) -> Any:
         try:
             from vllm import LLM
 
+            length = min(settings.max_model_len, _trained_length(folder))
             return LLM(
                 model=str(folder),
-                max_model_len=min(settings.max_model_len, _trained_length(folder)),
+                max_model_len=length,
                 seed=0,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 worker_extension_cls="evals.engine.WeightSwap",
                 **({"max_num_seqs": settings.max_num_seqs} if settings.max_num_seqs else {}),
-                **_device_options(settings),
+                **_device_options(settings, length=length),
             )
         except ImportError as error:
             raise ChatError(f"vLLM cannot be imported ({error}); `fuseval doctor` says what to install") from error
@@ -75,7 +76,7 @@ def start_engine(folder: Path, settings: EngineSettings) -> Any:
             raise ChatError(f"vLLM cannot run {folder}: {error}\n{_tail(noise)}".rstrip()) from error
 
 
-def _device_options(settings: EngineSettings) -> dict[str, Any]:
+def _device_options(settings: EngineSettings, *, length: int) -> dict[str, Any]:
     import torch
 
     if torch.cuda.is_available():
@@ -89,6 +90,10 @@ def _device_options(settings: EngineSettings) -> dict[str, Any]:
         "dtype": "float32" if settings.dtype == "auto" else settings.dtype,
         "enforce_eager": True,
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * (1 << 30)),
+        # A prompt read in parts makes vLLM 0.32 turn back its seeded generator, which torch's CPU generator cannot:
+        # the engine would stop. So prompts are read whole, and a step must hold the longest.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(4096, length),
     }
 
 

@@ -180,7 +180,7 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
 
 
 def write_checkpoints(
-    tensors: Iterable[tuple[str, Sequence[Tensor]]],
+    tensors: Iterable[tuple[str, Sequence[Tensor | None]]],
     folders: Sequence[Path],
     *,
     like: Path,
@@ -189,6 +189,8 @@ def write_checkpoints(
     max_shard_bytes: int = 5 << 30,
 ) -> None:
     """Write a stream of tensors, one for each folder, as checkpoint folders; nothing but the current ones in memory.
+
+    A None comes at another time, under the same name.
 
     Configuration, tokenizer and chat template are those of the checkpoint ``like``. ``complete`` is called with each
     folder's number and the folder, which has not its name yet, to put in what else belongs there; ``written`` with
@@ -200,9 +202,11 @@ def write_checkpoints(
             writers = [shards.enter_context(ShardWriter(work, max_bytes=max_shard_bytes)) for work in works]
             for name, variants in tensors:
                 for writer, tensor in zip(writers, variants, strict=True):
-                    writer.add(name, tensor)
+                    if tensor is not None:
+                        writer.add(name, tensor)
                 for tensor in variants if written else ():
-                    written(tensor)  # type: ignore[misc]
+                    if tensor is not None:
+                        written(tensor)  # type: ignore[misc]
                 del variants, tensor  # or they would be kept until the next are there
         for number, (work, writer) in enumerate(zip(works, writers, strict=True)):
             if not writer.names:

@@ -20,7 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fusion.blocks import Cut, Group, count, cuts
+from fusion.blocks import Group
+from fusion.cuts import Cut, count, cuts
 from fusion.drop import ONE, Drop, Keep, keep_by_rank, l1_factors, rounded, seed_of
 from fusion.errors import RecipeError
 from fusion.mix import Band, Mix, Thin, Trim, merged

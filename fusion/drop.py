@@ -70,7 +70,7 @@ class Drop:
         return self._numbers(size), self._keep if self._keep.size == 1 else self._keep[place]
 
     def _numbers(self, size: int) -> npt.NDArray[np.uint16]:
-        from fusion.kernels import draw
+        from fusion.drop_kernels import draw
 
         drawn = np.empty(-(-max(0, size - self._left.size) // _PER_DRAW), np.uint64)
         draw(self._state, drawn)

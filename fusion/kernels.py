@@ -3,48 +3,36 @@
 A block goes through in parts of a size that the first-level cache holds, so each number comes from memory once; and
 Python is not come back to between two operations, for which several threads would wait for one another. Formulas,
 order of summation and rounding are those of ``fusion.vectorised``, which GPUs run: see there.
-
-Compiled on the first call on a machine, in a second or two, and kept: beside this file, or where that cannot be
-written in the user's cache folder (``NUMBA_CACHE_DIR`` chooses another). Tensors must be C-contiguous.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 
-import numba  # type: ignore[import-untyped]
 import numpy as np
-from llvmlite.binding import ffi  # type: ignore[import-untyped]
-from torch import Tensor
 
-F = TypeVar("F", bound=Callable[..., Any])
+from fusion.compiling import compiled, inner
+from fusion.drop_kernels import drop, magnitudes
+
+__all__ = [
+    "combine",
+    "differences",
+    "drop",
+    "elect",
+    "energies",
+    "levels",
+    "magnitudes",
+    "nonzero",
+    "spans",
+    "variance",
+]
+
 Array = Any  # a tensor for the caller, an array of numpy in here
-
-# vLLM 0.32, started later in this process, looks into the __dict__ of everything in every module; this object of
-# llvmlite's takes the name for that of a function of LLVM's, and answers with one. Told so, it answers with a dict.
-ffi.lib._fntab.setdefault("__dict__", {})
 
 _PART = 2048  # elements: 8 KiB an array, of which a loop here works on four at most
 
-_CHANCES = np.float32(1 << 16)
 _ZERO, _ONE = np.float32(0), np.float32(1)
-
-
-def compiled(function: F) -> F:
-    """Compile a function of tensors, which then lets other threads run; a · b + c is rounded once, as in torch."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    try:
-        made = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # there is no folder to keep it in
-        made = numba.njit(**options)(function)
-
-    @wraps(function)
-    def call(*args: object) -> Any:
-        return made(*[arg.numpy() if isinstance(arg, Tensor) else arg for arg in args])
-
-    return call  # type: ignore[return-value]
+_HALF, _LAST, _UP = np.uint32(16), np.uint32(1), np.uint32(0x7FFF)  # to round bits of float32 to those of bfloat16
 
 
 @compiled
@@ -93,21 +81,69 @@ def nonzero(values: Array) -> Any:
 
 
 @compiled
+def spans(values: Array, ends: Array, counts: Array, between: Array) -> Any:
+    """Count around each span, and keep what lies in one."""
+    kept: Any = 0
+    near, inside, strictly = np.empty(_PART + 1, np.float32), np.empty(_PART, np.int32), np.empty(_PART, np.int32)
+    for first in range(0, values.size, _PART):
+        part = values[first : first + _PART]
+        for i in range(part.size):
+            inside[i] = 0
+        for t in range(ends.shape[0]):
+            low, high, above = ends[t, 0], ends[t, 1], np.int32(0)
+            for i in range(part.size):
+                above = np.int32(above + np.int32(part[i] > high))
+                inside[i] |= np.int32(part[i] >= low) & np.int32(part[i] <= high)
+            for c in range(3):
+                counts[t, c] += above
+        some = 0  # without a branch, which could not be foreseen
+        for i in range(part.size):
+            near[some] = part[i]
+            some += inside[i]
+        for i in range(some):
+            strictly[i] = 0
+        for t in range(ends.shape[0]):
+            low, high = ends[t, 0], ends[t, 1]
+            from_high, from_low = np.int32(0), np.int32(0)
+            for i in range(some):
+                from_high = np.int32(from_high + np.int32(near[i] == high))
+                from_low = np.int32(from_low + (np.int32(near[i] >= low) & np.int32(near[i] <= high)))
+                strictly[i] |= np.int32(near[i] > low) & np.int32(near[i] < high)
+            counts[t, 1] += from_high
+            counts[t, 2] += from_low
+        for i in range(some):
+            if strictly[i]:
+                between[kept] = near[i]
+                kept += 1
+    return kept
+
+
+@compiled
 def levels(values: Array, thresholds: Array, ties: Array, out: Array) -> None:
     """Count how many thresholds each value is above."""
-    for first in range(0, out.size, _PART):
-        part, level = values[first : first + _PART], out[first : first + _PART]
-        for i in range(level.size):
+    level = np.empty(_PART, np.int32)
+    for first in range(0, values.size, _PART):
+        part, into = values[first : first + _PART], out[first : first + _PART]
+        for i in range(part.size):
             level[i] = 0
         for t in range(thresholds.size):
-            threshold = thresholds[t]
-            for i in range(level.size):
-                level[i] += part[i] > threshold
+            threshold, tied = thresholds[t], np.int32(0)
+            for i in range(part.size):
+                level[i] += np.int32(part[i] > threshold)
             if ties[t]:
-                for i in range(level.size):
+                for i in range(part.size):
+                    tied = np.int32(tied + np.int32(part[i] == threshold))
+            if tied and tied <= ties[t]:
+                for i in range(part.size):
+                    level[i] += np.int32(part[i] == threshold)
+                ties[t] -= tied
+            elif tied:
+                for i in range(part.size):
                     if part[i] == threshold and ties[t]:
                         level[i] += 1
                         ties[t] -= 1
+        for i in range(part.size):
+            into[i] = level[i]
 
 
 @compiled
@@ -126,6 +162,19 @@ def energies(deltas: Array, level: Array, sums: Array) -> None:
                 found[one] = 0.0
 
 
+@inner
+def _store(values: Array, out: Array) -> None:
+    """Copy the values, rounded to the nearest bfloat16, of ties the even one, if that is what ``out`` holds."""
+    if out.itemsize == 2:
+        bits = values.view(np.uint32)
+        for i in range(values.size):
+            odd = np.uint32(np.uint32(bits[i] >> _HALF) & _LAST)
+            out[i] = np.uint16(np.uint32(np.uint32(bits[i] + _UP) + odd) >> _HALF)
+    else:
+        for i in range(values.size):
+            out[i] = values[i]
+
+
 @compiled
 def combine(  # noqa: PLR0917
     start: Array,
@@ -141,6 +190,10 @@ def combine(  # noqa: PLR0917
     stays = np.empty((deltas.shape[0], _PART), np.float32)
     kept = np.empty((deltas.shape[0], _PART), np.float32)
     sign, less, divisor = np.empty(_PART, np.float32), np.empty(_PART, np.float32), np.empty(_PART, np.float32)
+    before, after = np.empty(_PART, out.dtype), np.empty(_PART, out.dtype)
+    alike = np.zeros(needed.size, np.bool_)  # as often in mergekit's form
+    for t in range(1, needed.size):
+        alike[t] = (weights[t] == weights[t - 1]).all()
     for first in range(0, start.size, _PART):
         base, taken = start[first : first + _PART], level[first : first + _PART]
         size = base.size
@@ -159,8 +212,13 @@ def combine(  # noqa: PLR0917
                 stay[i] = np.float32(delta[i] * sign[i] > _ZERO)
             for i in range(size):
                 keep[i] = delta[i] * stay[i]
+        _store(base, before)
         for t in range(needed.size):
             into, need = out[t, first : first + _PART], needed[t]
+            if alike[t]:
+                for i in range(size):
+                    into[i] = after[i] if taken[i] >= need else before[i]
+                continue
             for i in range(size):
                 less[i] = _ZERO
             for k in range(deltas.shape[0]):
@@ -181,7 +239,10 @@ def combine(  # noqa: PLR0917
                     for i in range(size):
                         less[i] /= divisor[i] + np.float32(divisor[i] == _ZERO)
             for i in range(size):  # with 0 added a -0 is a 0, which leaves a base of -0 as it is
-                into[i] = base[i] - (less[i] * np.float32(taken[i] >= need) + _ZERO)
+                less[i] = base[i] - (less[i] + _ZERO)
+            _store(less, after)
+            for i in range(size):
+                into[i] = after[i] if taken[i] >= need else before[i]
 
 
 @compiled
@@ -230,62 +291,3 @@ def elect(  # noqa: PLR0917
         for i in range(size):
             into[i] = base[i] + (update[i] * by) * sign[i]
     return conflict
-
-
-@compiled
-def drop(delta: Array, numbers: Array, keep: Array, inverse: bool) -> None:
-    """Zero what is dropped."""
-    if keep.size == 1 and not inverse:
-        below = keep[0]
-        for i in range(delta.size):
-            delta[i] *= np.float32(numbers[i] < below)
-        return
-    for i in range(delta.size):
-        delta[i] *= np.float32(numbers[i] < keep[i])
-    if inverse:
-        for i in range(delta.size):
-            delta[i] /= np.float32(keep[i]) / _CHANCES
-
-
-@compiled
-def magnitudes(delta: Array, numbers: Array, keep: Array) -> tuple[float, float]:
-    """Add up what there is, and what stays."""
-    whole, rest = 0.0, 0.0
-    size, stays = np.empty(_PART, np.float32), np.empty(_PART, np.float32)
-    for first in range(0, delta.size, _PART):
-        part, number = delta[first : first + _PART], numbers[first : first + _PART]
-        size[:], stays[:] = _ZERO, _ZERO
-        for i in range(part.size):
-            size[i] = abs(part[i])
-        if keep.size == 1:
-            below = keep[0]
-            for i in range(part.size):
-                stays[i] = size[i] * np.float32(number[i] < below)
-        else:
-            among = keep[first : first + _PART]
-            for i in range(part.size):
-                stays[i] = size[i] * np.float32(number[i] < among[i])
-        half = _PART // 2
-        while half:  # pair by pair: exact, and of several at once
-            for i in range(half):
-                size[i] += size[half + i]
-            for i in range(half):
-                stays[i] += stays[half + i]
-            half //= 2
-        whole += size[0]
-        rest += stays[0]
-    return whole, rest
-
-
-@compiled
-def draw(state: Array, out: Array) -> None:
-    """Fill ``out`` with the next numbers of numpy's SFC64, all of uint64; numpy takes twice as long."""
-    a, b, c, turn = state[0], state[1], state[2], state[3]
-    for i in range(out.size):
-        drawn = a + b + turn
-        turn += np.uint64(1)
-        a = b ^ (b >> np.uint64(11))
-        b = c + (c << np.uint64(3))
-        c = ((c << np.uint64(24)) | (c >> np.uint64(40))) + drawn
-        out[i] = drawn
-    state[0], state[1], state[2], state[3] = a, b, c, turn

@@ -6,26 +6,28 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-_MOST = 1 << 29  # bytes kept ...
+_MOST = 1 << 28  # bytes kept ...
 _LARGE = 1 << 26  # ... each no larger; and until such a larger one is wanted
 
 _lock = threading.Lock()
 _kept: list[Tensor] = []  # flat, the oldest first
 
 
-def fresh(like: Tensor) -> Tensor:
-    """Return a flat tensor of as many elements, dtype and device, with anything in it."""
+def fresh(like: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a flat tensor of as many elements, dtype (or another) and device, with anything in it."""
     import torch
 
+    dtype = dtype or like.dtype
     with _lock:
         for number, kept in enumerate(_kept):
-            if (kept.dtype, kept.device, kept.numel()) == (like.dtype, like.device, like.numel()):
+            if (kept.dtype, kept.device, kept.numel()) == (dtype, like.device, like.numel()):
                 return _kept.pop(number)
-        if like.nbytes > _LARGE:
+        if like.numel() * dtype.itemsize > _LARGE:
             _kept.clear()
-    return torch.empty(like.numel(), dtype=like.dtype, device=like.device)
+    return torch.empty(like.numel(), dtype=dtype, device=like.device)
 
 
 def spare(tensor: Tensor) -> None:

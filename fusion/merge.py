@@ -12,7 +12,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusion.checkpoints import Checkpoint
@@ -31,6 +31,7 @@ R = TypeVar("R")
 
 _IN_FLIGHT = 1 << 26  # elements for each further worker, beside one tensor of the largest ...
 _MOST_IN_FLIGHT = 1 << 28  # ... and for all of them
+_TOGETHER = 1 << 28  # elements of a tensor's variants that are merged in one pass
 _GPU_WORKERS = 3  # one copies in, one computes, one copies out
 _mine = threading.local()
 
@@ -47,9 +48,10 @@ class Coefficient:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """One tensor of the result in all its variants, and what was used for each."""
+    """One tensor of the result in some of its variants, from number ``first`` on, and what was used for each."""
 
     name: str
+    first: int
     variants: tuple[Tensor, ...]
     coefficients: tuple[tuple[Coefficient, ...], ...]
 
@@ -83,7 +85,7 @@ def merge_planned(
     on_tensor: Callable[[int, int], None] | None = None,
     device: str | None = None,
 ) -> Iterator[Merged]:
-    """Yield what was planned, in its order, every tensor in all its variants."""
+    """Yield what was planned, in its order, every tensor in all its variants; of a large one only some at a time."""
     import torch
 
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -91,10 +93,12 @@ def merge_planned(
     energies = _energies(planned, workers)
 
     def work(piece: Piece) -> Merged:
-        return _merge_piece(piece, planned, place, seed, energies.get(piece.name) or [{}] * len(piece.params))
+        known = energies.get(piece.name, ())[piece.first :]
+        return _merge_piece(piece, planned, place, seed, known[: len(piece.params)] or [{}] * len(piece.params))
 
-    total = len(planned.pieces)
-    stream = _in_order(planned, planned.pieces, work, workers)
+    parts = [part for piece in planned.pieces for part in _parts(piece)]
+    total = len(parts)
+    stream = _in_order(planned, parts, work, workers)
     try:
         for done in range(1, total + 1):
             yield next(stream)  # no name for it here: it would keep the tensor until the next is there
@@ -106,18 +110,27 @@ def merge_planned(
             torch.cuda.empty_cache()  # an engine may want it next
 
 
+def _parts(piece: Piece) -> Iterator[Piece]:
+    """Yield the piece with as many of its variants at a time as memory is for; that takes a pass for each."""
+    at_once = max(1, _TOGETHER // max(1, piece.numel))
+    for first in range(0, len(piece.params), at_once):
+        yield replace(piece, params=piece.params[first : first + at_once], first=first)
+
+
 def _in_order(
     planned: Plan, pieces: Sequence[Piece], work: Callable[[Piece], R], workers: int
 ) -> Generator[R, None, None]:
-    size = {piece.name: piece.numel * len(piece.params) for piece in pieces}
-    most = max(size.values(), default=0) + min((workers - 1) * _IN_FLIGHT, _MOST_IN_FLIGHT)
+    def size(piece: Piece) -> int:
+        return piece.numel * len(piece.params)
+
+    most = max(map(size, pieces), default=0) + min((workers - 1) * _IN_FLIGHT, _MOST_IN_FLIGHT)
 
     def ahead(piece: Piece) -> None:
         for model, stored in ((planned.base, piece.base), *((planned.sources[k], name) for k, name in piece.sources)):
             if isinstance(model, Checkpoint):  # an adapter is small
                 model.prefetch(stored)
 
-    return in_order(pieces, work, size=lambda piece: size[piece.name], most=most, workers=workers, ahead=ahead)
+    return in_order(pieces, work, size=size, most=most, workers=workers, ahead=ahead)
 
 
 def _merge_piece(
@@ -131,7 +144,7 @@ def _merge_piece(
     start, tuned = _read(piece, planned)
     if not start.is_floating_point():
         same = _unanimous(piece, start, tuned, planned)
-        return Merged(piece.name, tuple(same.clone() for _ in piece.params), ((),) * len(piece.params))
+        return Merged(piece.name, piece.first, tuple(same.clone() for _ in piece.params), ((),) * len(piece.params))
     dtype = planned.dtype or start.dtype
     heard: list[list[Coefficient]] = [[] for _ in piece.params]
     with _stream(device):
@@ -156,7 +169,7 @@ def _merge_piece(
             torch.cuda.current_stream(device).synchronize()
     for tensor in results:
         _check_range(piece, tensor)
-    return Merged(piece.name, tuple(results), tuple(map(tuple, heard)))
+    return Merged(piece.name, piece.first, tuple(results), tuple(map(tuple, heard)))
 
 
 def _variants(

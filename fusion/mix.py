@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion.blocks import Block, Cut, Group, arithmetic
+from fusion.blocks import Block, Group, arithmetic
+from fusion.cuts import Cut
 from fusion.params import Tell, per_source, shares_of
 
 Thin = Callable[[Tensor], None]

@@ -42,6 +42,7 @@ class Piece:
     params: tuple[Mapping[str, Any], ...]  # the method's arguments, for each variant
     over_vocabulary: bool
     numel: int
+    first: int = 0  # the number of the first of these variants
 
 
 @dataclass(frozen=True, slots=True)

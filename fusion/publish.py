@@ -65,10 +65,11 @@ def merge_to_folders(
         raise RecipeError(f"{len(recipe.sources)} sources have {len(names)} titles ({told}); give each its own")
     heard: list[list[Coefficient]] = [[] for _ in titles]
 
-    def hear(merged: Merged) -> tuple[str, Sequence[Tensor]]:
-        for into, coefficients in zip(heard, merged.coefficients, strict=True):
+    def hear(merged: Merged) -> tuple[str, Sequence[Tensor | None]]:
+        last = merged.first + len(merged.variants)
+        for into, coefficients in zip(heard[merged.first : last], merged.coefficients, strict=True):
             into.extend(coefficients)
-        return merged.name, merged.variants
+        return merged.name, [*[None] * merged.first, *merged.variants, *[None] * (len(titles) - last)]
 
     def complete(number: int, folder: Path) -> None:
         title = list(titles.values())[number]

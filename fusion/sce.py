@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fusion.blocks import Cut, Group, Ladder, arithmetic, block_size, cuts, top
-from fusion.memory import fresh
+from fusion.blocks import Group, arithmetic, block_size
+from fusion.cuts import Cut, Ladder, cuts, top
+from fusion.memory import fresh, spare
 from fusion.params import Share, Tell, silent
 
 _MERGEKIT_LEAST = 1e-6  # below this sum of mean squares mergekit weighs equally; and the least it divides by
@@ -119,14 +122,18 @@ def _merged(
     if not select_topk or whole.unchanged():
         return [base.clone() for _ in select_topk]
     selection = _selection(whole, select_topk, of_nonzero=form.of_nonzero)
-    eta = [form.weigh(energy) for energy in _energies(selection)]
+    level, needed, energies = _levels(selection)
+    eta = [form.weigh(energy) for energy in energies]
     for tell, cut, weights in zip(tells, selection.cuts, eta, strict=True):
         tell("eta", weights)
         tell("selected", [(cut.taken if cut else selection.group.numel) / base.numel()])
     if not form.selects:
-        selection = _Selection(whole, None, [None] * len(eta))
-    merged = _merge(selection, eta, form)
-    if selection.index is not None:
+        merged = _merge(whole, None, np.zeros_like(needed), eta, form)
+    else:
+        merged = _merge(selection.group, level, needed, eta, form)
+    if selection.index is None:  # and of a size that comes again
+        spare(level)
+    elif form.selects:
         merged = [_scattered(base, selection.index, values) for values in merged]
     return [values.view(base.shape) for values in merged]
 
@@ -148,27 +155,38 @@ def _selection(whole: Group, shares: Sequence[float], *, of_nonzero: bool) -> _S
     return _Selection(whole, None, [next(ends) if share < 1 else None for share in shares])
 
 
-def _energies(selection: _Selection) -> list[list[float]]:
-    """Return, for each cut, Σ dₖ² of each source."""
+def _levels(selection: _Selection) -> tuple[Tensor, NDArray[Any], list[list[float]]]:
+    """Return every element's level, which one each cut needs, and for each cut Σ dₖ² of each source.
+
+    A byte an element: to find the levels again would take longer than what they are needed for.
+    """
     group, ladder = selection.group, Ladder(selection.cuts)
+    level = fresh(group.base, dtype=ladder.dtype)
     sums = np.zeros((1 + len(selection.cuts), len(group.tuned)))  # by level
-    for _, start, deltas in group.blocks():
-        level = ladder.levels(selection.variance(start, deltas))
-        arithmetic(group.device).energies(deltas, level, sums)
-    return [sums[need:].sum(axis=0).tolist() for need in ladder.needed]
+    for place, start, deltas in group.blocks():
+        ladder.levels(selection.variance(start, deltas), level[place])
+        arithmetic(group.device).energies(deltas, level[place], sums)
+    return level, ladder.needed, [sums[need:].sum(axis=0).tolist() for need in ladder.needed]
 
 
-def _merge(selection: _Selection, eta: Sequence[Sequence[float]], form: _Form) -> list[Tensor]:
-    """Return, for each cut, θ₀ + Σₖ ηₖ dₖ′ of the group, perhaps divided by the weights of what stays."""
-    group, ladder = selection.group, Ladder(selection.cuts)
-    merged = [fresh(group.base) for _ in selection.cuts]
+def _merge(
+    group: Group, level: Tensor | None, needed: NDArray[Any], eta: Sequence[Sequence[float]], form: _Form
+) -> list[Tensor]:
+    """Return, for each cut, θ₀ + Σₖ ηₖ dₖ′ of the group, perhaps divided by the weights of what stays.
+
+    It takes the elements of the needed level at least; without levels, all.
+    """
+    merged = [fresh(group.base) for _ in eta]
     weights, average = np.array(eta, np.float32), -1.0 if form.average is None else form.average
     size = min(group.numel, block_size(group.device))
-    room = torch.empty(len(merged) * size, device=group.device)  # one for all blocks: to clear fresh memory takes long
+    dtype = torch.bfloat16 if group.base.dtype == torch.bfloat16 else torch.float32
+    # One for all blocks: to clear fresh memory takes long.
+    room = torch.empty(len(merged) * size, dtype=dtype, device=group.device)
+    all_of_it = torch.zeros(size, dtype=torch.uint8 if needed.dtype == np.uint8 else torch.int32, device=group.device)
     for place, start, deltas in group.blocks():
-        level = ladder.levels(selection.variance(start, deltas))
+        taken = all_of_it[: start.numel()] if level is None else level[place]
         out = room[: len(merged) * start.numel()].view(len(merged), -1)
-        arithmetic(group.device).combine(start, deltas, level, ladder.needed, weights, average, out)
+        arithmetic(group.device).combine(start, deltas, taken, needed, weights, average, out)
         for into, values in zip(merged, out, strict=True):
             into[place].copy_(values)
     return merged

@@ -42,8 +42,24 @@ def nonzero(values: Tensor) -> int:
     return int(torch.count_nonzero(values))
 
 
+def spans(values: Tensor, ends: NDArray[np.float32], counts: NDArray[np.int64], between: Tensor) -> int:
+    """Write those of the ``values`` (n,) that lie in any span into ``between`` (n,), and return how many that are.
+
+    In a span is what lies strictly between its two ``ends`` (spans, 2). Adds to ``counts`` (spans, 3) how many values
+    are above its high end, how many are not below that, and how many are not below its low end.
+    """
+    inside = torch.zeros_like(values, dtype=torch.bool)
+    for (low, high), into in zip(ends.tolist(), counts, strict=True):
+        above, from_high, from_low = values > high, values >= high, values >= low
+        into += [int(torch.count_nonzero(mask)) for mask in (above, from_high, from_low)]
+        inside |= (values > low) & ~from_high
+    found = values[inside]
+    between[: found.numel()] = found
+    return found.numel()
+
+
 def levels(values: Tensor, thresholds: NDArray[np.float32], ties: NDArray[np.int64], out: Tensor) -> None:
-    """Write into ``out`` (n,), of int32, how many cuts take each of the ``values`` (n,).
+    """Write into ``out`` (n,), of whole numbers, how many cuts take each of the ``values`` (n,).
 
     Each takes what is above its threshold, and of what equals it the next ``ties``, which are counted down.
     """
@@ -71,17 +87,17 @@ def combine(  # noqa: PLR0917
     start: Tensor,
     deltas: Tensor,
     level: Tensor,
-    needed: NDArray[np.int32],
+    needed: NDArray[np.uint8],
     weights: NDArray[np.float32],
     average: float,
     out: Tensor,
 ) -> None:
     """Write θ₀ + Σₖ ηₖ dₖ′ of each cut into ``out`` (cuts, n), perhaps divided by the weights of what stays.
 
-    A cut takes the elements whose ``level`` (n,) is ``needed`` (cuts,) at least, and its η are ``weights`` (cuts,
-    sources). Erased is what disagrees with the sign of Σₖ δₖ. That of a sum of 0 is positive, and the divisor at
-    least ``average``, or 1 where both are 0; an ``average`` below 0 divides by nothing, and has a 0 agree with
-    nothing.
+    ``out`` is of float32, or of bfloat16, to which is then rounded. A cut takes the elements whose ``level`` (n,) is
+    ``needed`` (cuts,) at least, and its η are ``weights`` (cuts, sources). Erased is what disagrees with the sign of
+    Σₖ δₖ. That of a sum of 0 is positive, and the divisor at least ``average``, or 1 where both are 0; an ``average``
+    below 0 divides by nothing, and has a 0 agree with nothing.
     """
     total = deltas[0].clone()
     for delta in deltas[1:]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusion import kernels, vectorised
+from fusion import drop_kernels, kernels, vectorised
 
 SIZES = [1, 2047, 2048, 5000]
 BOTH = (kernels, vectorised)
@@ -50,12 +50,34 @@ def test_no_number_that_is_not_finite_goes_unseen(bad: float, place: int):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_levels_and_energies_are_the_same(size: int):
+def test_the_same_lies_between_the_ends_of_spans(size: int):
+    values = block(size)[1][1].abs()
+    few = values.sort().values[[size // 4, size // 2, size // 2, size - 1]].tolist()
+    spans = [few[:2], few[1:3], [0.0, few[0]], [few[2], few[3]], [few[3], math.inf], [-math.inf, 0.0]]
+    for ends in (spans, spans[:1], [[-math.inf, math.inf]]):
+        found = []
+        for each in BOTH:
+            counts, between = np.zeros((len(ends), 3), np.int64), torch.empty(size)
+            kept = each.spans(values, np.array(ends, np.float32), counts, between)
+            found.append((counts.tolist(), between[:kept]))
+        (counts, between), (other_counts, other_between) = found
+        assert counts == other_counts
+        assert between.equal(other_between)
+        assert counts == [[int(n.sum()) for n in (values > b, values >= b, values >= a)] for a, b in ends]
+        inside = torch.stack([(values > a) & (values < b) for a, b in ends]).any(dim=0)
+        assert between.equal(values[inside])
+
+
+@pytest.mark.parametrize("tied", [[0, 2, 3, 0], [0, 2100, 2500, 0], [1, 9999, 9999, 9999]])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+@pytest.mark.parametrize("size", SIZES)
+def test_levels_and_energies_are_the_same(size: int, dtype: torch.dtype, tied: list[int]):
     thresholds = np.array([0.02, 0.01, 0.0, -math.inf], np.float32)
     found = []
     for each in BOTH:
         _, deltas = block(size)
-        level, sums, ties = torch.empty(size, dtype=torch.int32), np.zeros((5, 3)), np.array([0, 2, 3, 0])
+        deltas[1, 1::2] = 0.01
+        level, sums, ties = torch.empty(size, dtype=dtype), np.zeros((5, 3)), np.array(tied)
         each.levels(deltas[1].abs(), thresholds, ties, level)
         each.energies(deltas, level, sums)
         found.append((level, sums, ties))
@@ -66,18 +88,30 @@ def test_levels_and_energies_are_the_same(size: int):
 
 
 @pytest.mark.parametrize("average", [-1.0, 0.0, 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", SIZES)
-def test_what_sce_merges_is_the_same_to_the_bit(size: int, average: float):
+def test_what_sce_merges_is_the_same_to_the_bit(size: int, dtype: torch.dtype, average: float):
     start, deltas = block(size)
-    level = torch.arange(size, dtype=torch.int32) % 3
-    weights = np.array([[0.2, 0.5, 0.3], [0.0, 0.0, 1.0]], np.float32)
+    level = torch.arange(size).remainder(4).to(torch.uint8)
+    weights = np.array([[0.2, 0.5, 0.3], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0]], np.float32)
     merged = []
     for each in BOTH:
-        out = torch.empty(2, size)
-        each.combine(start, deltas, level, np.array([1, 2], np.int32), weights, average, out)
-        merged.append(out.view(torch.int32))
+        out = torch.empty(3, size, dtype=dtype)
+        each.combine(start, deltas, level, np.array([1, 2, 3], np.uint8), weights, average, out)
+        merged.append(out.view({4: torch.int32, 2: torch.int16}[dtype.itemsize]))
     assert merged[0].equal(merged[1])
-    assert merged[0][0][level < 1].equal(start.view(torch.int32)[level < 1])
+    assert merged[0][0][level < 1].equal(start.to(dtype).view(merged[0].dtype)[level < 1])
+
+
+def test_numbers_are_rounded_to_the_nearest_bfloat16_and_halfway_to_the_even_one():
+    halfway = torch.arange(0x3F80_0000, 0x3F84_0000, 1 << 12, dtype=torch.int32).view(torch.float32)
+    ends = torch.tensor([3.38e38, 3.3895313892515355e38, 3.4e38, 1e-45, 1e-40, 0.0])
+    numbers = torch.cat([halfway, ends, -halfway, -ends])
+    out = torch.empty(1, numbers.numel(), dtype=torch.bfloat16)
+    nothing = torch.zeros(1, numbers.numel())
+    weights, needed = np.ones((1, 1), np.float32), np.zeros(1, np.uint8)
+    kernels.combine(numbers, nothing, torch.zeros(numbers.numel(), dtype=torch.uint8), needed, weights, -1.0, out)
+    assert out[0].view(torch.int16).equal(numbers.bfloat16().view(torch.int16))
 
 
 @pytest.mark.parametrize("weights", [[0.2, 0.3, 0.4], [0.5, -0.5, 1.0], []])
@@ -114,7 +148,7 @@ def test_numbers_are_those_of_numpys_generator():
     seed = np.random.SeedSequence([3, 1])
     state = np.array(np.random.SFC64(seed).state["state"]["state"], np.uint64)
     drawn = np.empty(1000, np.uint64)
-    kernels.draw(state, drawn[:300])
-    kernels.draw(state, drawn[300:])
+    drop_kernels.draw(state, drawn[:300])
+    drop_kernels.draw(state, drawn[300:])
     expected = np.random.Generator(np.random.SFC64(seed)).integers(0, 2**64 - 1, 1000, dtype=np.uint64, endpoint=True)
     assert np.array_equal(drawn, expected)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, models
 from torch import Tensor
 
+import fusion.merge
 from fusion.checkpoints import Checkpoint
 from fusion.errors import CheckpointError, RecipeError
 from fusion.merge import Coefficient, merge
@@ -186,6 +188,25 @@ def test_a_grid_of_varms_groups_weighs_each_by_its_own(make_checkpoint, tmp_path
     for folder, granularity in folders.items():
         first = [value for _, source, _, value in sorted(read_coefficients(folder)) if source == "0"]
         assert first == pytest.approx(SHARES[granularity]), granularity
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 8, 9])
+def test_of_a_large_tensor_only_some_variants_are_merged_at_a_time(
+    make_checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+):
+    monkeypatch.setattr(fusion.merge, "_TOGETHER", at_once)  # elements; the matrices have 4
+    base = make_checkpoint("base", layered((0, 0), (0, 0)))
+    sources = tuple(make_checkpoint(str(k), layered(*moved)) for k, moved in enumerate(MOVED))
+    for parameter, method, values in (("select_topk", "sce", (0.25, 0.5, 1.0)), ("granularity", "varm", tuple(SHARES))):
+        recipe = MergeRecipe(method, base, sources)
+        folders = {tmp_path / f"{value}": "m" for value in values}
+        merge_to_folders(recipe, folders, grid=Grid(parameter, values))
+        for folder, value in zip(folders, values, strict=True):
+            heard: list[Coefficient] = []
+            alone = replace(recipe, params={parameter: value})
+            for name, tensor in merge(alone, on_coefficient=heard.append):
+                assert Checkpoint(folder).tensor(name).equal(tensor)
+            assert [row[3] for row in read_coefficients(folder)] == [one.value for one in heard]
 
 
 @pytest.mark.parametrize("granularity", ["matrix", "layer", "model", "element"])
