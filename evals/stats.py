@@ -25,6 +25,7 @@ from evals.resampling import ROUNDS, Values, label_swap_p, percentile_intervals,
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+DIGITS = 10  # of an interval's ends: what is drawn about a mean does not come back to 0 or 100 to the last bit
 EVEN = 50.0  # the win rate, in per cent, of a model against itself
 ROWS = 256  # resampled figures held at a time, each ROUNDS numbers of 8 bytes
 
@@ -121,7 +122,7 @@ def _score(group: Group, column: Column, ends: tuple[float, float] | None, bench
     n = int(np.count_nonzero(column.weights))
     mean = _mean(column) if n else None
     # Of one question nothing is known of how much others would differ.
-    low, high = (mean + end for end in ends) if ends and mean is not None and n > 1 else (None, None)
+    low, high = (round(mean + end, DIGITS) for end in ends) if ends and mean is not None and n > 1 else (None, None)
     return Score(
         model=model,
         benchmark=benchmark,
@@ -270,7 +271,7 @@ def _figures(
 ) -> Difference:
     value, error = means[0] - means[1], _standard_error(*both, *means)
     detectable = detectable_difference(error, 1) if error else None
-    low, high = (value + ends[0], value + ends[1]) if record.n > 1 else (None, None)
+    low, high = (round(value + end, DIGITS) for end in ends) if record.n > 1 else (None, None)
     return replace(record, value=value, low=low, high=high, p=p, detectable=detectable)
 
 

@@ -355,7 +355,7 @@ def doctor(
 
 def main() -> None:
     """Run the command line."""
-    gc.set_threshold(50_000, 20, 20)  # imports make many objects that stay: to look them through takes a tenth of them
+    gc.set_threshold(500_000, 50, 50)  # imports make many objects that stay: to look them through takes a tenth of them
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for huge pages, which the kernel clears sooner
     app()
 

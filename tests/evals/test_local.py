@@ -113,6 +113,13 @@ def test_a_seed_gives_the_same_reply_in_any_batch_and_seeds_differ(engine):
 
 
 @real
+def test_sampled_replies_to_more_prompts_than_a_step_holds_come_all(engine):
+    prompts = [ask(f"{number} " + "word " * 440, temperature=1.0, seed=number, max_tokens=2) for number in range(11)]
+    assert sum(len(engine.render(prompt)) for prompt in prompts) > 4096  # tokens of a step: the last would be cut
+    assert {type(reply) for reply in replies(engine, prompts)} == {Reply}
+
+
+@real
 def test_a_choice_bounds_the_reply_and_weighs_the_letters_as_the_model_does(engine, smollm2):
     engine.load(smollm2, identity="base")
     request = ask(
