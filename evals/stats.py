@@ -73,10 +73,7 @@ def differences(
     differences of this call together: whatever is published as one table belongs into one call. ``detectable`` is
     None with fewer than two questions, or where the gaps do not vary, so that nothing is known of their spread.
     """
-    columns = columns_of(items)
-    found = list(_pairs(columns, pairs, benchmark, version))
-    even = {pair.group: columns[pair.group] for pair in found if pair.theirs is None}
-    return _differences(found, _ends(even, rounds, seed), rounds, seed)
+    return scores_and_differences(items, pairs, benchmark=benchmark, version=version, rounds=rounds, seed=seed)[1]
 
 
 def scores_and_differences(

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from evals.power import detectable_difference, questions_needed
 from evals.records import Score
 from results import queries
 from results.queries import DifferenceRow, LeaderboardRow
@@ -100,13 +101,21 @@ def statement(row: DifferenceRow) -> Statement:
         size = f"{number(row.value, row.metric, sign=True)} {interval(row.low, row.high, row.metric)} points"
         text = f"no difference shown between {row.name} and {row.other_name} {where}{judged}: {size}"
         if row.detectable is not None:
-            text += f" (one of {number(row.detectable, row.metric)} would be found four times in five)"
+            text += f" (one of {number(row.detectable, row.metric)} would be found four times in five{_needed(row)})"
     else:
         verb = "beats" if verdict == "better" else "loses to"
         low, high = (row.low, row.high) if verdict == "better" else (_minus(row.high), _minus(row.low))
         size = f"{number(abs(row.value or 0.0), row.metric)} {interval(low, high, row.metric)} points"
         text = f"{row.name} {verb} {row.other_name} {where} by {size}{judged}"
     return Statement(row, verdict, f"{text} ({tested}).")
+
+
+def _needed(row: DifferenceRow) -> str:
+    """Say how many questions would find a difference as large as the one that was seen."""
+    if not row.detectable or row.value is None or abs(row.value) < 1e-9:  # which rounding makes of no difference
+        return ""
+    spread = row.detectable / detectable_difference(1.0, row.n)
+    return f", one as large as this with {questions_needed(spread, abs(row.value)):,} questions"
 
 
 def _verdict(row: DifferenceRow) -> str:

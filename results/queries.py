@@ -354,11 +354,3 @@ def _rows(ledger: Ledger, query: str, *params: object) -> list[tuple[Any, ...]]:
 
 def _utc(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
-
-
-def answer_keys_by_age(ledger: Ledger, *, benchmark: str, version: str) -> list[str]:
-    """Return the keys of a benchmark's answers, the first stored first."""
-    rows = ledger.sql(
-        "SELECT key FROM answers WHERE benchmark = ? AND version = ? ORDER BY recorded_at, key", benchmark, version
-    ).fetchall()
-    return [key for (key,) in rows]

@@ -183,3 +183,11 @@ def test_scores_against_two_baselines_stand_side_by_side():
     assert "win\\_rate against o2 & 30.0 &" in to_latex(rows)
     [[row]] = grids(rows[:1]).values()
     assert set(row) == {"model", "win_rate\nby j"}
+
+
+def test_where_nothing_is_shown_the_sentence_says_what_would_have_been():
+    row = DifferenceRow("a", "b", "starter", "1", "check", None, "accuracy", 5.0, -5.0, 15.0, 0.3, 50, 0, 0.9, 10.0)
+    # Half of what is detectable takes four times the questions.
+    assert "one of 10.0 would be found four times in five, one as large as this with 200 questions" in (
+        statement(row).sentence
+    )
