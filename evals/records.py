@@ -65,6 +65,9 @@ class Answer:
     seconds: float  # from asking to the whole reply, waiting in the batch included
     seed: int  # the seed this very reply was drawn with
     sampling: Sampling
+    thinking: str = ""  # what the model wrote before its answer, where that was told apart
+    thinking_tokens: int = 0  # of output_tokens; 0 also where nobody counted them
+    cost: float | None = None  # US dollars, replies that were no use included; None: no price is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,10 @@ class JudgeRequest:
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """A judge's reply as it came; ``top_logprobs`` are those of its first token, as (token, natural log) pairs."""
+    """A judge's reply as it came; ``top_logprobs`` are those of its first token, as (token, natural log) pairs.
+
+    Tokens, seconds and cost are those of all ``asked`` replies that it took to get this one.
+    """
 
     key: str
     judge: str
@@ -105,6 +111,11 @@ class Judgment:
     output_tokens: int
     seconds: float
     served_model: str  # what the endpoint said it was; the identity again for a local model
+    fingerprint: str = ""  # of the endpoint's system, where it tells one
+    thinking: str = ""  # what the judge wrote before its reply, where that was told apart
+    thinking_tokens: int = 0  # of output_tokens; 0 also where nobody counted them
+    cost: float | None = None  # US dollars, replies that were no use included; None: no price is known
+    asked: int = 1  # replies that it took: unreadable ones are asked for again
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,17 +222,19 @@ class Failure:
     model: str  # who was asked
     benchmark: str
     question: str
-    kind: str  # context_length, rate_limit, timeout, connection, content_filter, bad_reply, bad_request, server
+    kind: str  # one of evals.chat.FAILURES
     message: str
     attempts: int
+    cost: float | None = None  # US dollars for replies that were no use; None: no price is known
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model that answers or judges: ``id`` is what it is (a content hash), ``name`` what people call it.
 
-    ``kind`` is checkpoint, endpoint, sft, merge, or published where only answers or judgments are known. ``recipe``
-    is how it was made, as JSON text ("" for a model that was only found); ``parent`` is the identity of the model it
+    ``kind`` is checkpoint, endpoint, sft, merge, or published where only answers or judgments are known; of those that
+    no leaderboard shows as candidates, panel (several judges as one), control (answers that must lose) or retest (a
+    judge asked the same again, ``parent`` being that judge). ``recipe`` is how it was made, as JSON text ("" for a model that was only found); ``parent`` is the identity of the model it
     was made from.
     """
 
@@ -231,6 +244,49 @@ class Model:
     source: str  # a path, hub id or URL, for people
     parent: str | None = None
     recipe: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFlag:
+    """Why an answer looks like an attack on its judge, as one of the detectors of ``judges.flags`` found it."""
+
+    answer: str  # its key
+    detector: str
+    model: str
+    benchmark: str
+    version: str
+    question: str
+    detail: str  # what was found, for people; hostile text
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """One measure of how far a judge can be trusted on a benchmark, with its 95 % interval where it has one.
+
+    ``measure`` is one of ``judges.trust.MEASURES``; ``other`` is what it was measured against: another judge's
+    identity, "human", a model's identity, or "" for the judge alone. ``n`` counts what it rests on.
+    """
+
+    judge: str  # "" for a measure of the answers alone
+    benchmark: str
+    version: str
+    measure: str
+    other: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch of requests that an endpoint works on by itself; ``requests`` are their custom ids."""
+
+    id: str  # the endpoint's
+    place: str  # the endpoint's base URL
+    model: str  # as the endpoint calls it
+    requests: tuple[str, ...]
+    state: str  # submitted, collected, or what the endpoint called its end (failed, expired, cancelled)
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,6 +260,57 @@ CREATE TABLE imported (                    -- the rows of imported files, so tha
     PRIMARY KEY (key, kind, position)
 );
 
+-- version 4
+
+ALTER TABLE answers ADD COLUMN thinking VARCHAR DEFAULT '';
+ALTER TABLE answers ADD COLUMN thinking_tokens BIGINT DEFAULT 0;
+ALTER TABLE answers ADD COLUMN cost DOUBLE;          -- US dollars; NULL: no price known
+ALTER TABLE judgments ADD COLUMN fingerprint VARCHAR DEFAULT '';
+ALTER TABLE judgments ADD COLUMN thinking VARCHAR DEFAULT '';
+ALTER TABLE judgments ADD COLUMN thinking_tokens BIGINT DEFAULT 0;
+ALTER TABLE judgments ADD COLUMN cost DOUBLE;        -- US dollars; NULL: no price known
+ALTER TABLE judgments ADD COLUMN asked BIGINT DEFAULT 1; -- replies that it took
+ALTER TABLE failures ADD COLUMN cost DOUBLE;         -- US dollars for replies that were no use
+
+CREATE TABLE answer_flags (                -- answers that look like attacks on their judge; made anew by every scoring
+    answer VARCHAR,                        -- answers.key
+    detector VARCHAR,
+    model VARCHAR NOT NULL,
+    benchmark VARCHAR NOT NULL,
+    version VARCHAR NOT NULL,
+    question VARCHAR NOT NULL,
+    detail VARCHAR NOT NULL,               -- what was found
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (answer, detector)
+);
+
+CREATE TABLE audits (                      -- how far judges can be trusted; made anew by every scoring
+    judge VARCHAR,
+    benchmark VARCHAR,
+    version VARCHAR,
+    measure VARCHAR,
+    other VARCHAR,                         -- another judge, 'human', a model, or ''
+    value DOUBLE,
+    low DOUBLE,
+    high DOUBLE,
+    n BIGINT NOT NULL,
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (judge, benchmark, version, measure, other)
+);
+
+CREATE TABLE batches (                     -- what endpoints work on by themselves, to be collected later
+    id VARCHAR,
+    place VARCHAR,                         -- the endpoint's base URL
+    model VARCHAR NOT NULL,
+    requests VARCHAR[] NOT NULL,           -- custom ids
+    state VARCHAR NOT NULL,                -- submitted, collected, or how it ended
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (id, place)
+);
+
 -- views
 
 CREATE OR REPLACE VIEW model_names AS

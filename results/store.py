@@ -21,6 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from evals.records import (
     Answer,
+    AnswerFlag,
+    Audit,
+    Batch,
     Coefficient,
     Difference,
     Failure,
@@ -162,6 +165,14 @@ class Ledger:
                 connection.unregister("incoming_items")
             write(connection, rows, run=self._run)
 
+    def put_audit(self, audits: Iterable[Audit], flags: Iterable[AnswerFlag], *, benchmark: str, version: str) -> None:
+        """Replace what is known of a benchmark's judges and of suspicious answers to it, now and in one step."""
+        rows = [*map(_row, audits), *map(_row, flags)]
+        with self._writing() as connection:
+            for table in ("audits", "answer_flags"):
+                connection.execute(f"DELETE FROM {table} WHERE benchmark = ? AND version = ?", [benchmark, version])
+            write(connection, rows, run=self._run)
+
     def flush(self) -> None:
         """Commit everything added so far, now."""
         self._check_open()
@@ -277,6 +288,18 @@ class Ledger:
     def coefficients(self, model: str | None = None) -> list[Coefficient]:
         """Return the coefficients that merges used, of one merged model or all."""
         return self._read(Coefficient, model=model)
+
+    def answer_flags(self, *, benchmark: str | None = None, version: str | None = None) -> list[AnswerFlag]:
+        """Return the answers that look like attacks, by detector."""
+        return self._read(AnswerFlag, benchmark=benchmark, version=version)
+
+    def audits(self, *, benchmark: str | None = None, version: str | None = None) -> list[Audit]:
+        """Return how far judges can be trusted."""
+        return self._read(Audit, benchmark=benchmark, version=version)
+
+    def batches(self, *, place: str | None = None, state: str | None = None) -> list[Batch]:
+        """Return the batches that were handed to endpoints."""
+        return self._read(Batch, place=place, state=state)
 
     def imported(self, *, kind: str | None = None) -> list[Imported]:
         """Return what imported files held beyond the records made of them."""

@@ -11,6 +11,9 @@ from typing import Any, TypeAlias
 
 from evals.records import (
     Answer,
+    AnswerFlag,
+    Audit,
+    Batch,
     Coefficient,
     Difference,
     Failure,
@@ -42,6 +45,9 @@ Record: TypeAlias = (
     | TrainingPoint
     | Coefficient
     | Imported
+    | AnswerFlag
+    | Audit
+    | Batch
 )
 
 
@@ -256,6 +262,15 @@ TABLES: Mapping[type[Any], Table] = {
     # The order of rows is that of the merged checkpoint's tensors; two of one name differ in their source.
     Coefficient: _table(Coefficient, "coefficients", key="model tensor name source", replace=True),
     Imported: _table(Imported, "imported", key="key kind position"),
+    AnswerFlag: _table(
+        AnswerFlag,
+        "answer_flags",
+        key="answer detector",
+        order="benchmark, version, model, question, detector, answer",
+        replace=True,
+    ),
+    Audit: _table(Audit, "audits", key="judge benchmark version measure other", replace=True),
+    Batch: _table(Batch, "batches", key="id place", replace=True),
 }
 
 ITEMS = _table(ItemScore, "item_scores", order="model, benchmark, version, judge, baseline, metric, question")
