@@ -11,7 +11,8 @@ from evals.benchmark import Benchmark, Locate, published_answer, published_model
 from evals.catalog import find_benchmark
 from evals.keys import content_key
 from evals.records import Answer, JudgeRequest, Model, Question, Sampling
-from fuseval.config import BenchmarkSpec, ConfigError, Experiment, JudgeSpec
+from fuseval.config import ConfigError
+from fuseval.experiment import BenchmarkSpec, Experiment, JudgeSpec
 from fuseval.models import Candidate
 from results.store import Ledger
 

@@ -126,7 +126,8 @@ def merge(
 ) -> None:
     """Merge checkpoints in weight space, and write them with recipe, coefficients and model card."""
     with _errors():
-        from fuseval.config import NAME, ConfigError
+        from fuseval.config import ConfigError
+        from fuseval.experiment import NAME
         from fuseval.merge_file import load_merge
         from fuseval.merging import mean_coefficients, merge_recipe
 

@@ -1,4 +1,4 @@
-"""Experiment: the YAML schema. The only file that knows YAML.
+"""Experiment files, read and checked. The only file that knows YAML.
 
 Inputs (models, data) are looked for beside the experiment file, outputs are written relative to the current folder,
 and ``package:NAME/FILE`` names a file inside an installed package. Nothing here runs a model or opens a network.
@@ -11,228 +11,19 @@ import importlib.util
 import re
 import typing
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ValidationError
 
-from evals.engine import EngineSettings
+from fuseval.experiment import Experiment
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class ConfigError(ValueError):
     """The experiment file says something that cannot be done; one line a mistake, each with place and next step."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
-Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
-
-
-class Endpoint(_Strict):
-    """A model behind an OpenAI-compatible server."""
-
-    model: str  # as the server calls it
-    base_url: str | None = None  # None: OpenAI's own
-    api_key_env: str | None = None  # the NAME of the environment variable that holds the key
-    extra_body: dict[str, Any] | None = None  # fields added to every request; null drops one that we would send
-    concurrency: Annotated[int, Field(ge=1)] = 16
-    timeout: Annotated[float, Field(gt=0)] = 120.0  # seconds for one reply
-    max_attempts: Annotated[int, Field(ge=1)] = 5
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _a_name(cls, given: str | None) -> str | None:
-        if given is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", given):
-            raise ValueError("api_key_env is the NAME of an environment variable, never the key: export the key there")
-        return given
-
-    @field_validator("base_url")
-    @classmethod
-    def _a_url(cls, given: str | None) -> str | None:
-        if given is None:
-            return given
-        parts = urlsplit(given)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("base_url must begin with http:// or https:// and name a host")
-        if parts.username or parts.password:
-            raise ValueError(
-                "base_url must hold no user or password: name the key's environment variable as api_key_env"
-            )
-        return given
-
-
-class ModelSpec(_Strict):
-    """A model that is there already: exactly one of ``path``, ``hub`` and ``endpoint``.
-
-    With ``adapter_of`` it is a LoRA adapter's folder or repository, and the model is that other one with it on.
-    """
-
-    name: Name
-    path: str | None = None  # a folder of safetensors, or a GGUF file
-    hub: str | None = None  # a repository id on the Hugging Face hub
-    revision: str | None = None  # of the hub repository
-    endpoint: Endpoint | None = None
-    adapter_of: str | None = None  # the name of the model that the adapter is laid over
-    evaluate: bool = True  # false: only a judge, a base or a source
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ModelSpec:
-        if sum(x is not None for x in (self.path, self.hub, self.endpoint)) != 1:
-            raise ValueError(f"model {self.name!r} needs exactly one of path, hub and endpoint")
-        if self.adapter_of and self.endpoint:
-            raise ValueError(f"model {self.name!r} is an endpoint and cannot be an adapter: leave adapter_of out")
-        return self
-
-
-class Target(_Strict):
-    """A model made by training: ``sft`` is supervised fine-tuning of ``base`` on the conversations in ``data``."""
-
-    name: Name
-    kind: Literal["sft"]
-    base: str
-    data: str  # JSONL of {"messages": [{"role": ..., "content": ...}, ...]}
-    params: dict[str, Any] = Field(default_factory=dict)  # fields of fusion.sft.SftParams
-    evaluate: bool = True
-
-
-Layers = Annotated[list[int], Field(min_length=2, max_length=2)]  # the first, and the one after the last
-
-
-class SliceSpec(_Strict):
-    """Consecutive layers of a merge's result, and the layers of the base and of each source that they are made from."""
-
-    base: Layers
-    sources: Annotated[list[Layers | None], Field(min_length=1)]  # null: takes no part
-    params: dict[str, Any] = Field(default_factory=dict)  # over the merge's
-
-    @model_validator(mode="after")
-    def _same_length(self) -> SliceSpec:
-        ranges = [self.base, *(layers for layers in self.sources if layers)]
-        if any(not 0 <= start < stop for start, stop in ranges):
-            raise ValueError("layers are the first and the one after the last, like [0, 16]")
-        if len({stop - start for start, stop in ranges}) > 1:
-            raise ValueError("the base and all sources of a slice need the same number of layers")
-        if len(ranges) == 1:
-            raise ValueError("a slice needs a source that is not null")
-        return self
-
-
-class MergeSettings(_Strict):
-    """How models are merged; see fusion.settings for what a setting may be."""
-
-    method: Any  # a key of fusion.methods.METHODS, or a mapping of globs on tensor names to such
-    params: dict[str, Any] = Field(default_factory=dict)  # the method's keyword arguments, as settings
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: the base's
-    tokenizer: str = "base"  # whose vocabulary the result has: base, union, or one of the sources (or its number)
-    slices: list[SliceSpec] = Field(default_factory=list)  # none: all layers of the base
-    seed: Annotated[int, Field(ge=0)] = 0  # of the methods that draw at random
-
-    @field_validator("tokenizer", mode="before")
-    @classmethod
-    def _a_number_too(cls, given: Any) -> Any:
-        return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
-
-
-class Merge(MergeSettings):
-    """A model made by merging ``sources`` onto ``base`` in weight space."""
-
-    name: Name
-    base: str
-    sources: Annotated[list[str], Field(min_length=1)]
-    evaluate: bool = True
-
-    @property
-    def tokenizer_of(self) -> str:
-        """Whose vocabulary the result has, as fusion.recipe.MergeRecipe says it: base, union, or a source's number."""
-        if self.tokenizer in ("base", self.base):
-            return "base"
-        return str(self.sources.index(self.tokenizer) + 1) if self.tokenizer in self.sources else self.tokenizer
-
-
-class Fusion(_Strict):
-    """What is made before anything is asked: first the targets, then the merges."""
-
-    targets: list[Target] = Field(default_factory=list)
-    merges: list[Merge] = Field(default_factory=list)
-
-
-class BenchmarkSpec(_Strict):
-    """A benchmark by name (``starter``, ``arena_hard@v2.0``), or ``limit`` of its questions."""
-
-    name: str
-    limit: Annotated[int, Field(ge=1)] | None = None  # spread over the categories, of each the first
-    seed: Annotated[int, Field(ge=0)] | None = None  # of each category random ones instead
-    options: dict[str, Any] = Field(default_factory=dict)  # the benchmark's own; see docs/benchmarks.md
-
-    @model_validator(mode="before")
-    @classmethod
-    def _plain_name(cls, given: Any) -> Any:
-        return {"name": given} if isinstance(given, str) else given
-
-
-class JudgeSpec(_Strict):
-    """A judge: one of the experiment's models, by name."""
-
-    model: str
-    max_tokens: Annotated[int, Field(ge=1)] | None = None  # of a reply; None: what the benchmark asks for
-
-
-class SamplingSpec(_Strict):
-    """Overrides the benchmarks' own sampling; what is None stays the benchmark's."""
-
-    temperature: Annotated[float, Field(ge=0)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: list[str] | None = None
-
-
-class Engine(_Strict):
-    """The vLLM engine of this machine; see evals.engine.EngineSettings for what each field means."""
-
-    max_model_len: Annotated[int, Field(ge=16)] = 4096
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    tensor_parallel: Annotated[int, Field(ge=1)] = 1
-    max_num_seqs: Annotated[int, Field(ge=1)] | None = None
-
-    def settings(self) -> EngineSettings:
-        """Return these as plain settings."""
-        return EngineSettings(**{f.name: getattr(self, f.name) for f in fields(EngineSettings)})
-
-
-class Experiment(_Strict):
-    """Everything that `fuseval run` does, in one file."""
-
-    name: Name = "experiment"
-    models: Annotated[list[ModelSpec], Field(min_length=1)]
-    fusion: Fusion = Field(default_factory=Fusion)
-    baseline: str | None = None  # compared with; None: the first model
-    benchmarks: Annotated[list[BenchmarkSpec], Field(min_length=1)]
-    judges: list[JudgeSpec] = Field(default_factory=list)
-    sampling: SamplingSpec = Field(default_factory=SamplingSpec)
-    engine: Engine = Field(default_factory=Engine)
-    seed: Annotated[int, Field(ge=0)] = 0
-    ledger: str = "fuseval.duckdb"
-    report: str | None = "report.html"  # null: no page
-    checkpoints: str = "checkpoints"  # where fused models are written
-    coverage: Annotated[float, Field(ge=0, le=1)] = 0.95  # exit code 3 below this share of answers or verdicts
-    notes: list[str] = Field(default_factory=list)  # shown at the top of the report
-
-    @property
-    def base(self) -> str:
-        """The name of the model that the others are compared with."""
-        return self.baseline or self.models[0].name
 
 
 def load_experiment(file: Path) -> Experiment:

@@ -11,18 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from fuseval.config import (
-    BenchmarkSpec,
-    ConfigError,
-    Experiment,
-    Fusion,
-    Merge,
-    MergeSettings,
-    ModelSpec,
-    locate,
-    read_mapping,
-    validated,
-)
+from fuseval.config import ConfigError, locate, read_mapping, validated
+from fuseval.experiment import BenchmarkSpec, Experiment, Fusion, Merge, MergeSettings, ModelSpec
 from fuseval.mergekit import TranslatedRecipe, is_mergekit, translate
 from fuseval.mistakes import is_bare_adapter, mistakes
 from fusion.recipe import Grid

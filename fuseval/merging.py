@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from fuseval.config import Experiment, Merge
+from fuseval.experiment import Experiment, Merge
 from fuseval.models import Candidate, Watch, inputs, make, resolve
 from fusion.recipe import Grid, MergeRecipe, Slice
 

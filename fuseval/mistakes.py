@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from evals.catalog import UnknownBenchmark, find_benchmark
-from fuseval.config import ConfigError, Experiment, Merge, did_you_mean, locate
+from fuseval.config import ConfigError, did_you_mean, locate
+from fuseval.experiment import Experiment, Merge, PanelSpec
 
 
 def mistakes(experiment: Experiment, folder: Path) -> Iterator[tuple[str, str]]:
@@ -60,16 +61,37 @@ def _wrong_names(experiment: Experiment) -> Iterator[tuple[str, str]]:
         uses += [(f"fusion.merges[{i}].sources[{j}]", s, tuple(known)) for j, s in enumerate(merge.sources)]
         yield from _taken(f"fusion.merges[{i}].name", merge.name, known)
     uses += [(f"judges[{i}].model", judge.model, tuple(known)) for i, judge in enumerate(experiment.judges)]
+    judges = tuple(judge.model for judge in experiment.judges)
+    for i, panel in enumerate(experiment.panels):
+        named = [*panel.judges, *panel.weights, *panel.categories.values()]
+        uses += [(f"panels[{i}]", name, judges) for name in dict.fromkeys(named)]
+        yield from _taken(f"panels[{i}].name", panel.name, known)
+        yield from _wrong_panel(f"panels[{i}]", panel)
     if experiment.baseline is not None:
         uses.append(("baseline", experiment.baseline, tuple(known)))
     for place, name, before in uses:
         if name not in before:
             there = ", ".join(before) or "none before it"
-            yield place, f"no model is called {name!r} here; there are {there}.{did_you_mean(name, before)}"
+            what = "judge" if place.startswith("panels") else "model"
+            yield place, f"no {what} is called {name!r} here; there are {there}.{did_you_mean(name, before)}"
     endpoints = {model.name for model in experiment.models if model.endpoint}
     for place, name, _ in uses:
         if (place.startswith("fusion") or place.endswith("adapter_of")) and name in endpoints:
             yield place, f"{name!r} is an endpoint: its weights are not here to be trained or merged"
+
+
+def _wrong_panel(place: str, panel: PanelSpec) -> Iterator[tuple[str, str]]:
+    if panel.how == "weighted" and set(panel.weights) != set(panel.judges):
+        yield f"{place}.weights", "a weighted panel needs a weight for each of its judges, and for no other"
+    if panel.how == "weighted" and not any(panel.weights.values()):
+        yield f"{place}.weights", "at least one weight must be above 0"
+    if panel.how == "by_category" and not panel.categories:
+        yield f"{place}.categories", "say which category is whose: {math: gpt-4, '*': gpt-4o}"
+    for name, given, how in (("weights", panel.weights, "weighted"), ("categories", panel.categories, "by_category")):
+        if given and panel.how != how:
+            yield f"{place}.{name}", f"{name} are of how: {how}, and this panel is {panel.how}"
+    if panel.quorum is not None and panel.quorum > len(panel.judges):
+        yield f"{place}.quorum", f"{panel.quorum} verdicts of {len(panel.judges)} judges cannot be had"
 
 
 def _taken(place: str, name: str, known: list[str]) -> Iterator[tuple[str, str]]:

@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from evals.keys import content_key
 from evals.records import Coefficient, Model, TrainingPoint
-from fuseval.config import ConfigError, Endpoint, Experiment, Merge, ModelSpec, Target, locate
+from fuseval.config import ConfigError, locate
+from fuseval.experiment import Endpoint, Experiment, Merge, ModelSpec, Target
 from fusion.hashes import content_hash
 from fusion.settings import ordered
 
-Watch = Callable[[str, int, int], None]  # (stage, done, total); a total of 0 is not known yet
+
+class Watch(Protocol):
+    """What is told how a stage gets on; a total of 0 is not known yet, and a note is shown beside it."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Hear of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,8 @@ class Candidate:
     target: Target | None = None
     merge: Merge | None = None
     data: Path | None = None  # a target's conversations
+    family: str | None = None  # as the experiment says; None: to be guessed
+    strip_thinking: bool = False  # out of what it says, which makes another model of it
 
     @property
     def id(self) -> str:
@@ -51,12 +60,20 @@ def resolve(experiment: Experiment, *, beside: Path, cache: Path) -> dict[str, C
     """Return the experiment's models by name, with their identities; nothing is made, converted or asked."""
     found: dict[str, Candidate] = {}
     for spec in experiment.models:
-        found[spec.name] = _existing(spec, found, beside=beside, cache=cache)
+        found[spec.name] = replace(_existing(spec, found, beside=beside, cache=cache), family=spec.family)
     folder = Path(experiment.checkpoints).expanduser()
     for target in experiment.fusion.targets:
         found[target.name] = _target(target, found, beside=beside, folder=folder)
     for merge in experiment.fusion.merges:
         found[merge.name] = _merge(merge, found, folder=folder)
+    specs: list[ModelSpec | Target | Merge] = [
+        *experiment.models,
+        *experiment.fusion.targets,
+        *experiment.fusion.merges,
+    ]
+    for made in specs:
+        if made.strip_thinking:
+            found[made.name] = _without_thinking(found[made.name])
     names: dict[str, str] = {}
     for name, candidate in found.items():
         if other := names.get(candidate.id):
@@ -141,7 +158,8 @@ def _existing(spec: ModelSpec, known: Mapping[str, Candidate], *, beside: Path, 
     if spec.endpoint:
         identity = content_key("endpoint", spec.endpoint.base_url, spec.endpoint.model)
         source = f"{spec.endpoint.model} at {spec.endpoint.base_url or 'the OpenAI API'}"
-        return Candidate(Model(identity, spec.name, "endpoint", source), spec.evaluate, None, endpoint=spec.endpoint)
+        model = Model(identity, spec.name, "endpoint", source)
+        return Candidate(model, spec.evaluate, None, endpoint=spec.endpoint)
     if spec.hub:
         path, source = _from_hub(spec), f"hub:{spec.hub}" + (f"@{spec.revision}" if spec.revision else "")
     else:
@@ -158,6 +176,11 @@ def _existing(spec: ModelSpec, known: Mapping[str, Candidate], *, beside: Path, 
     if path.suffix != ".gguf":
         raise ConfigError(f"model {spec.name!r}: {path} is neither a folder of safetensors nor a .gguf file")
     return Candidate(model, spec.evaluate, cache / "gguf" / identity, gguf=path)
+
+
+def _without_thinking(candidate: Candidate) -> Candidate:
+    identity = content_key("without thinking", candidate.id)
+    return replace(candidate, model=replace(candidate.model, id=identity), strip_thinking=True)
 
 
 def _from_hub(spec: ModelSpec) -> Path:

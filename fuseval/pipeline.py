@@ -12,8 +12,9 @@ from evals.benchmark import Locate
 from evals.chat import ChatModel
 from evals.records import Answer, JudgeRequest, Selection
 from fuseval.asking import Asked, asked, published, requests, stored
-from fuseval.config import ConfigError, Experiment, JudgeSpec
+from fuseval.config import ConfigError
 from fuseval.engines import Engines
+from fuseval.experiment import Experiment, JudgeSpec
 from fuseval.models import Candidate, Watch, make, merge_coefficients, training_points
 from fuseval.scoring import read_judgments, score
 from judges.judge import judge, unjudged

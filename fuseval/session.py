@@ -13,7 +13,7 @@ from fuseval.terminal import stages
 
 if TYPE_CHECKING:
     from evals.benchmark import Locate
-    from fuseval.config import Experiment
+    from fuseval.experiment import Experiment
     from fuseval.models import Candidate
     from fuseval.pipeline import Run
     from results.store import Ledger

@@ -87,18 +87,21 @@ class Stages:
         if self._progress:
             self._progress.stop()
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` parts of ``stage`` are there; a total of 0 is not known yet."""
-        stage = _plain(stage, self._console.file)
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Show that ``done`` of ``total`` parts of ``stage`` are there; a total of 0 is not known yet.
+
+        The note (what it has cost so far) stands beside the numbers.
+        """
+        stage, note = (_plain(text, self._console.file) for text in (stage, note))
         if self._progress:
             if stage not in self._tasks:
-                self._tasks[stage] = self._progress.add_task(stage, total=total or None)
-            self._progress.update(self._tasks[stage], completed=done, total=total or None)
+                self._tasks[stage] = self._progress.add_task(stage, total=total or None, note="")
+            self._progress.update(self._tasks[stage], completed=done, total=total or None, note=note)
             return
         now = time.monotonic()
         if stage not in self._said or done == total or now - self._said[stage] >= LINE_EVERY:
             self._said[stage] = now
-            self._console.print(f"{stage}: {done}/{total or '?'}", markup=False, highlight=False)
+            self._console.print(f"{stage}: {done}/{total or '?'}{note and f', {note}'}", markup=False, highlight=False)
 
 
 def _bars(console: Console) -> Progress:
@@ -112,6 +115,7 @@ def _bars(console: Console) -> Progress:
     )
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    progress = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=console)
+    rest = (TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False))
+    progress = Progress(*columns, *rest, console=console)
     progress.start()
     return progress

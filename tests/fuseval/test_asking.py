@@ -9,7 +9,8 @@ from evals import starter
 from evals.benchmark import Benchmark, judge_request, published_model
 from evals.records import Model, Sampling
 from fuseval.asking import Asked, asked, published, requests, spread
-from fuseval.config import ConfigError, Experiment, JudgeSpec
+from fuseval.config import ConfigError
+from fuseval.experiment import Experiment, JudgeSpec
 from fuseval.models import Candidate
 from results.store import Ledger
 

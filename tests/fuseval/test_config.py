@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fuseval.config import ConfigError, Merge, load_experiment, locate
+from fuseval.config import ConfigError, load_experiment, locate
+from fuseval.experiment import Merge
 
 SMALL = {
     "models": [{"name": "base", "path": "base"}, {"name": "tuned", "path": "tuned"}],
