@@ -91,17 +91,18 @@ class Group:
             if not (length := base.numel()):
                 break  # of an empty tensor
             values = buffer[: rows * length].view(rows, length)
-            start, deltas = values[0], values[1:]
-            # One call for all sources: threads that come back to Python for each would wait for one another.
-            torch._foreach_copy_(list(values), [base, *tuned], non_blocking=True)
-            if not arithmetic(self.device).differences(start, deltas):
+            if not arithmetic(self.device).differences(base, tuned, values):
                 self._check(values)
-            yield slice(first, first + length), start, deltas
+            yield slice(first, first + length), values[0], values[1:]
             first += length
 
     def put(self, place: slice, values: Tensor) -> None:
         """Store a block of results, rounded to the base's dtype."""
         self.merged[place].copy_(values)
+
+    def into(self, place: slice, otherwise: Tensor) -> Tensor:
+        """Return where a block's results can be written and rounded at once, or ``otherwise``, to be put then."""
+        return self.merged[place] if self.base.dtype in (torch.float32, torch.bfloat16) else otherwise
 
     def at(self, index: Tensor) -> Group:
         """Return the group of the elements at ``index``."""

@@ -7,7 +7,9 @@ at a twentieth of the time of ``torch.bernoulli``; so keep probabilities are mul
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,7 @@ from fusion.blocks import Group, arithmetic
 
 ONE = 1 << 16  # the keep probability 1
 _PER_DRAW = 4  # 16-bit numbers in one of the generator's
+_BIT = np.array([1], np.uint16)
 _ROWS = 1 << 22  # elements that are ranked at once, or one row if it has more
 
 Keep = int | npt.NDArray[np.uint16]
@@ -44,17 +47,24 @@ class Drop:
     def __init__(self, seed: int, source: int, keep: Keep, *, inverse: bool = False) -> None:
         self._seed, self._inverse = [seed, source], inverse
         self._keep = np.array([keep], np.uint16) if isinstance(keep, int) else keep
+        self._dropped: deque[npt.NDArray[np.uint8]] = deque()  # block after block, eight elements a byte
         self.rewind()
 
     def __call__(self, delta: Tensor) -> None:
         """Drop from the next block, in place."""
-        numbers, keep = self._next(delta.numel())
+        numbers: npt.NDArray[np.unsignedinteger[Any]]
+        if self._dropped and not self._inverse:  # each bit is a number below 1 or not
+            numbers, keep = np.unpackbits(self._dropped.popleft(), count=delta.numel()), _BIT
+        else:
+            numbers, keep = self._next(delta.numel())
         arithmetic(delta.device).drop(delta, numbers, keep, self._inverse)
 
     def magnitudes(self, delta: Tensor) -> tuple[float, float]:
-        """Return Σ|δ| of the next block, and of it what would stay."""
+        """Return Σ|δ| of the next block, and of it what would stay; what would not is kept for after ``rewind``."""
         numbers, keep = self._next(delta.numel())
-        found: tuple[float, float] = arithmetic(delta.device).magnitudes(delta, numbers, keep)
+        dropped = np.empty(delta.numel(), np.uint8)
+        found: tuple[float, float] = arithmetic(delta.device).magnitudes(delta, numbers, keep, dropped)
+        self._dropped.append(np.packbits(dropped))
         return found
 
     def rewind(self) -> None:

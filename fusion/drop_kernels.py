@@ -12,7 +12,7 @@ Array = Any  # a tensor for the caller, an array of numpy in here
 
 _PART = 2048  # elements, as in ``fusion.kernels``
 _CHANCES = np.float32(1 << 16)
-_ZERO = np.float32(0)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 @compiled
@@ -31,23 +31,29 @@ def drop(delta: Array, numbers: Array, keep: Array, inverse: bool) -> None:
 
 
 @compiled
-def magnitudes(delta: Array, numbers: Array, keep: Array) -> tuple[float, float]:
-    """Add up what there is, and what stays."""
+def magnitudes(delta: Array, numbers: Array, keep: Array, dropped: Array) -> tuple[float, float]:
+    """Add up what there is, and what stays; tell what does not."""
     whole, rest = 0.0, 0.0
     size, stays = np.empty(_PART, np.float32), np.empty(_PART, np.float32)
     for first in range(0, delta.size, _PART):
-        part, number = delta[first : first + _PART], numbers[first : first + _PART]
+        part, number, gone = (
+            delta[first : first + _PART],
+            numbers[first : first + _PART],
+            dropped[first : first + _PART],
+        )
         size[:], stays[:] = _ZERO, _ZERO
-        for i in range(part.size):
-            size[i] = abs(part[i])
         if keep.size == 1:
             below = keep[0]
             for i in range(part.size):
-                stays[i] = size[i] * np.float32(number[i] < below)
+                gone[i] = number[i] >= below
         else:
             among = keep[first : first + _PART]
             for i in range(part.size):
-                stays[i] = size[i] * np.float32(number[i] < among[i])
+                gone[i] = number[i] >= among[i]
+        for i in range(part.size):
+            size[i] = abs(part[i])
+        for i in range(part.size):
+            stays[i] = size[i] * (_ONE - np.float32(gone[i]))
         half = _PART // 2
         while half:  # pair by pair: exact, and of several at once
             for i in range(half):

@@ -7,9 +7,12 @@ order of summation and rounding are those of ``fusion.vectorised``, which GPUs r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fusion.compiling import compiled, inner
 from fusion.drop_kernels import drop, magnitudes
@@ -35,19 +38,40 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 _HALF, _LAST, _UP = np.uint32(16), np.uint32(1), np.uint32(0x7FFF)  # to round bits of float32 to those of bfloat16
 
 
+def differences(base: Tensor, tuned: Sequence[Tensor], values: Tensor) -> bool:
+    """Write θ₀ and the δₖ; tell whether all is finite."""
+    start, *deltas = values
+    if any(tensor.dtype not in (torch.float32, torch.bfloat16) for tensor in (base, *tuned)):  # numpy knows no others
+        torch._foreach_copy_([start, *deltas], [base, *tuned])
+        base, tuned = start, deltas
+    finite = _widen(base, start)
+    for source, delta in zip(tuned, deltas, strict=True):
+        finite = _subtract(source, start, delta) and finite
+    return bool(finite)
+
+
 @compiled
-def differences(start: Array, values: Array) -> Any:
-    """Subtract the start from each row; tell whether all is finite."""
+def _widen(stored: Array, start: Array) -> Any:
+    """Copy bfloat16's bits, or float32, into float32; tell whether all is finite."""
     doubt = np.zeros(_PART, np.float32)  # 0 times a number is 0, but of infinities and NaNs
     for first in range(0, start.size, _PART):
-        begin = start[first : first + _PART]
-        for i in range(begin.size):
-            doubt[i] += begin[i] * _ZERO
-        for k in range(values.shape[0]):
-            row = values[k, first : first + _PART]
-            for i in range(row.size):
-                row[i] -= begin[i]
-                doubt[i] += row[i] * _ZERO
+        given, into = stored[first : first + _PART], start[first : first + _PART]
+        _load(given, into)
+        for i in range(into.size):
+            doubt[i] += into[i] * _ZERO
+    return not np.isnan(doubt).any()
+
+
+@compiled
+def _subtract(stored: Array, start: Array, delta: Array) -> Any:
+    """Write a source's numbers less the start; tell whether all is finite."""
+    doubt = np.zeros(_PART, np.float32)
+    for first in range(0, start.size, _PART):
+        begin, into = start[first : first + _PART], delta[first : first + _PART]
+        _load(stored[first : first + _PART], into)
+        for i in range(into.size):
+            into[i] -= begin[i]
+            doubt[i] += into[i] * _ZERO
     return not np.isnan(doubt).any()
 
 
@@ -160,6 +184,18 @@ def energies(deltas: Array, level: Array, sums: Array) -> None:
             for one in range(found.size):
                 sums[one // lanes, k] += found[one]
                 found[one] = 0.0
+
+
+@inner
+def _load(stored: Array, out: Array) -> None:
+    """Copy numbers of float32, or of bfloat16 by its bits."""
+    if stored.itemsize == 2:
+        bits = out.view(np.uint32)
+        for i in range(out.size):
+            bits[i] = np.uint32(np.uint32(stored[i]) << _HALF)
+    else:
+        for i in range(out.size):
+            out[i] = stored[i]
 
 
 @inner
@@ -289,5 +325,6 @@ def elect(  # noqa: PLR0917
             for i in range(size):
                 update[i] /= divisor[i] + np.float32(divisor[i] == _ZERO)
         for i in range(size):
-            into[i] = base[i] + (update[i] * by) * sign[i]
+            total[i] = base[i] + (update[i] * by) * sign[i]
+        _store(total[:size], into)
     return conflict

@@ -127,8 +127,10 @@ def _elect(group: Group, blocks: Iterator[Block], mix: Mix) -> tuple[list[int], 
     kept, conflict = np.zeros(len(weights), np.int64), 0
     elect = arithmetic(group.device).elect
     for place, start, deltas in blocks:
-        conflict += elect(start, deltas, factors, divisors, mix.scale, kept, start)
-        group.put(place, start)
+        out = group.into(place, start)
+        conflict += elect(start, deltas, factors, divisors, mix.scale, kept, out)
+        if out is start:
+            group.put(place, start)
     return kept.tolist(), conflict
 
 

@@ -7,6 +7,8 @@ or summed over the blocks are numpy's, on the CPU.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def differences(start: Tensor, values: Tensor) -> bool:
-    """Make the ``values`` (sources, n) deltas: subtract ``start``. False says that not all numbers may be finite.
+def differences(base: Tensor, tuned: Sequence[Tensor], values: Tensor) -> bool:
+    """Write θ₀ and the δₖ = θₖ − θ₀ into ``values`` (1 + sources, n), from numbers (n,) of any floating dtype.
 
-    A NaN or infinity in any element shows in the sum; a sum may overflow without one.
+    False says that not all numbers may be finite. A NaN or infinity in any element shows in the sum; a sum may
+    overflow without one.
     """
-    values.sub_(start)
-    return bool((start.sum() + values.sum()).isfinite())
+    torch._foreach_copy_(list(values), [base, *tuned], non_blocking=True)
+    values[1:].sub_(values[0])
+    return bool(values.sum().isfinite())
 
 
 def variance(deltas: Tensor, out: Tensor) -> None:
@@ -129,8 +133,9 @@ def elect(  # noqa: PLR0917
     kept: NDArray[np.int64],
     out: Tensor,
 ) -> int:
-    """Write θ₀ + λ · Σₖ∈A fₖ δₖ into ``out``, which may be ``start``; A holds what agrees with the whole sum's sign.
+    """Write θ₀ + λ · Σₖ∈A fₖ δₖ into ``out`` (n,); A holds what agrees with the whole sum's sign.
 
+    ``out`` may be ``start``, or of bfloat16, to which is then rounded.
     f are the ``factors``, and the sum is divided by the ``weights`` of what is in A, unless there are no weights: by 1
     where that is 0. A sum of 0 counts as positive. Counts in ``kept`` (sources,) the elements to which each source
     adds, and returns at how many signs differ.
@@ -156,7 +161,7 @@ def elect(  # noqa: PLR0917
     return conflict
 
 
-def drop(delta: Tensor, numbers: NDArray[np.uint16], keep: NDArray[np.uint16], inverse: bool) -> None:
+def drop(delta: Tensor, numbers: NDArray[np.unsignedinteger[Any]], keep: NDArray[np.uint16], inverse: bool) -> None:
     """Zero what is dropped of one source's ``delta`` (n,): where the ``numbers`` (n,) are not below ``keep``.
 
     ``keep`` (1,) or (n,) are probabilities in units of 2⁻¹⁶; ``inverse`` divides by each element's own what stays.
@@ -166,8 +171,11 @@ def drop(delta: Tensor, numbers: NDArray[np.uint16], keep: NDArray[np.uint16], i
         delta.div_(torch.from_numpy(np.divide(keep, 1 << 16, dtype=np.float32)).to(delta))
 
 
-def magnitudes(delta: Tensor, numbers: NDArray[np.uint16], keep: NDArray[np.uint16]) -> tuple[float, float]:
-    """Return Σ|δ|, and that of what stays after ``drop``."""
+def magnitudes(
+    delta: Tensor, numbers: NDArray[np.uint16], keep: NDArray[np.uint16], dropped: NDArray[np.uint8]
+) -> tuple[float, float]:
+    """Return Σ|δ|, and that of what stays after ``drop``; write 1 into ``dropped`` (n,) for what does not, else 0."""
+    np.greater_equal(numbers, keep, out=dropped.view(np.bool_))
     size = delta.abs()
     whole = float(size.sum())
-    return whole, float(size.mul_(torch.from_numpy(numbers < keep).to(delta)).sum())
+    return whole, float(size.mul_(1 - torch.from_numpy(dropped).to(delta)).sum())

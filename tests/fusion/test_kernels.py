@@ -24,29 +24,34 @@ def block(size: int, sources: int = 3) -> tuple[Tensor, Tensor]:
     return start, deltas
 
 
+@pytest.mark.parametrize("dtypes", [["bfloat16"] * 3, ["float32"] * 3, ["float32", "bfloat16", "float16"]])
 @pytest.mark.parametrize("size", SIZES)
-def test_differences_and_variances_are_the_same(size: int):
+def test_differences_and_variances_are_the_same(size: int, dtypes: list[str]):
+    start, deltas = block(size, 2)
+    base, *tuned = (x.to(getattr(torch, dtype)) for x, dtype in zip((start, *(start + deltas)), dtypes, strict=True))
     found = []
     for each in BOTH:
-        start, values = block(size)
-        variance = torch.empty(size)
-        assert each.differences(start, values)
-        each.variance(values, variance)
+        values, variance = torch.empty(3, size), torch.empty(size)
+        assert each.differences(base, tuned, values)
+        each.variance(values[1:], variance)
         found.append((values, variance, each.nonzero(variance)))
     (values, variance, count), (other_values, other_variance, other_count) = found
-    assert values.equal(other_values)
+    assert values.view(torch.int32).equal(other_values.view(torch.int32))
+    assert values[0].equal(base.float())
+    assert values[2].equal(tuned[1].float() - base.float())
     assert variance.equal(other_variance)
     assert count == other_count == int((variance != 0).sum())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", [0, 2047, 2048, 2999])
-def test_no_number_that_is_not_finite_goes_unseen(bad: float, place: int):
+def test_no_number_that_is_not_finite_goes_unseen(bad: float, place: int, dtype: torch.dtype):
     for each in BOTH:
         for row in (0, 1, 2):
-            values = torch.ones(3, 3000)
+            values = torch.ones(3, 3000, dtype=dtype)
             values[row, place] = bad
-            assert not each.differences(values[0], values[1:])
+            assert not each.differences(values[0], list(values[1:]), torch.empty(3, 3000))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -114,18 +119,20 @@ def test_numbers_are_rounded_to_the_nearest_bfloat16_and_halfway_to_the_even_one
     assert out[0].view(torch.int16).equal(numbers.bfloat16().view(torch.int16))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("weights", [[0.2, 0.3, 0.4], [0.5, -0.5, 1.0], []])
 @pytest.mark.parametrize("size", SIZES)
-def test_what_an_election_merges_is_the_same_to_the_bit(size: int, weights: list[float]):
+def test_what_an_election_merges_is_the_same_to_the_bit(size: int, weights: list[float], dtype: torch.dtype):
     start, deltas = block(size)
     factors, divisors = np.array([0.3, -0.6, 1.5], np.float32), np.array(weights, np.float32)
     found = []
     for each in BOTH:
-        kept, out = np.zeros(3, np.int64), torch.empty(size)
+        kept, out = np.zeros(3, np.int64), torch.empty(size, dtype=dtype)
         found.append((each.elect(start, deltas, factors, divisors, 0.7, kept, out), kept.tolist(), out))
     (conflict, kept, out), (other_conflict, other_kept, other_out) = found
     assert (conflict, kept) == (other_conflict, other_kept)
-    assert out.view(torch.int32).equal(other_out.view(torch.int32))
+    as_bits = {4: torch.int32, 2: torch.int16}[dtype.itemsize]
+    assert out.view(as_bits).equal(other_out.view(as_bits))
 
 
 @pytest.mark.parametrize("inverse", [False, True])
@@ -136,10 +143,14 @@ def test_the_same_is_dropped(size: int, inverse: bool):
     for keep in [each_its_own] if inverse else [each_its_own, np.array([30000], np.uint16)]:
         deltas, sums = [], []
         for each in BOTH:
-            delta = block(size)[1][1].clone()
-            sums.append(each.magnitudes(delta, numbers, keep))
+            delta, dropped = block(size)[1][1].clone(), np.empty(size, np.uint8)
+            sums.append(each.magnitudes(delta, numbers, keep, dropped))
             each.drop(delta, numbers, keep, inverse)
             deltas.append(delta)
+            assert dropped.tolist() == (numbers >= keep).astype(int).tolist()
+            again = block(size)[1][1].clone()
+            each.drop(again, dropped, np.array([1], np.uint16), False)  # each a number below 1 or not
+            assert inverse or again.equal(delta)
         assert deltas[0].equal(deltas[1])
         assert sums[0] == pytest.approx(sums[1], rel=1e-5)
 
