@@ -172,19 +172,27 @@ def judge_request(
     )
 
 
-def resampled(request: JudgeRequest, sampling: Sampling) -> JudgeRequest:
-    """Return the request with another sampling, and the keys that go with it."""
-    if sampling == request.sampling:
-        return request
-    judgment = content_key("judgment", request.judge, request.messages, sampling, request.reply)
-    return replace(
+def changed(
+    request: JudgeRequest,
+    *,
+    judge: str | None = None,
+    messages: Sequence[Message] | None = None,
+    sampling: Sampling | None = None,
+    reply: str | None = None,
+) -> JudgeRequest:
+    """Return the request put to another judge, in other words, drawn or read otherwise, with the keys of that."""
+    new = replace(
         request,
-        key=_request_key(
-            (request.benchmark, request.version, request.question), request.answers, request.order, judgment
-        ),
-        judgment=judgment,
-        sampling=sampling,
+        judge=request.judge if judge is None else judge,
+        messages=request.messages if messages is None else tuple(messages),
+        sampling=request.sampling if sampling is None else sampling,
+        reply=request.reply if reply is None else reply,
     )
+    judgment = content_key("judgment", new.judge, new.messages, new.sampling, new.reply)
+    if judgment == request.judgment:
+        return request
+    place = (request.benchmark, request.version, request.question)
+    return replace(new, key=_request_key(place, request.answers, request.order, judgment), judgment=judgment)
 
 
 def _request_key(asked: tuple[str, str, str], answers: Sequence[str], order: str, judgment: str) -> str:

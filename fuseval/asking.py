@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from evals.answer import stored_answers
-from evals.benchmark import Benchmark, Locate, published_answer, published_model, resampled
+from evals.benchmark import Benchmark, Locate, changed, published_answer, published_model
 from evals.catalog import find_benchmark
 from evals.keys import content_key
 from evals.records import Answer, JudgeRequest, Model, Question, Sampling
 from fuseval.config import ConfigError
-from fuseval.experiment import BenchmarkSpec, Experiment, JudgeSpec
+from fuseval.controls import (
+    Conversations,
+    constant_control,
+    control_requests,
+    retest_of,
+    retests,
+    shuffled_control,
+)
+from fuseval.experiment import AuditSpec, BenchmarkSpec, Experiment, JudgeSpec
 from fuseval.models import Candidate
+from judges.structured import structured
 from results.store import Ledger
-
-Conversations = Mapping[str, tuple[Answer, ...]]  # question id -> its answers, turn by turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,28 +111,78 @@ def requests(
     candidates: Sequence[Candidate],
     ledger: Ledger,
     unanswered: bool = False,
-) -> list[JudgeRequest]:
-    """Return what to ask a judge about the stored answers of the candidates, whose first is the experiment's base.
+) -> Iterator[JudgeRequest]:
+    """Yield what to ask a judge about the stored answers of the candidates, whose first is the experiment's base.
 
-    With ``unanswered``, about empty ones too, to be counted only.
+    With ``unanswered``, about empty ones too, to be counted only. One candidate's answers are held at a time, and those
+    that they are shown beside.
     """
-
-    def of(candidate: Candidate) -> Conversations:
+    ask = asking(one, judge, judge_id)
+    before: list[Conversations] = []
+    for candidate in candidates:
         empty = {q.id: _no_answers(q, candidate) for q in one.questions} if unanswered else {}
-        return {**empty, **one.answers(candidate, ledger)}
-
-    conversations = {candidate.id: of(candidate) for candidate in candidates}
-    found: list[JudgeRequest] = []
-    for place, candidate in enumerate(candidates):
-        answered = conversations[candidate.id]
-        for beside in _beside(one, [conversations[before.id] for before in candidates[:place]]):
+        answered = {**empty, **one.answers(candidate, ledger)}
+        for beside in _beside(one, before):
             for q in one.questions:
                 shown = beside.get(q.id, ())
                 if q.id in answered and not (shown and shown[0].model == candidate.id):
-                    found += one.benchmark.requests(q, answered[q.id], shown, judge_id)
-    if judge.max_tokens is None:
-        return found
-    return [resampled(r, replace(r.sampling, max_tokens=judge.max_tokens)) for r in found]
+                    yield from ask(q, answered[q.id], shown)
+        if one.benchmark.against == "each" or (one.benchmark.against == "base" and not before):
+            before.append(answered)
+
+
+def asking(
+    one: Asked, judge: JudgeSpec, judge_id: str
+) -> Callable[[Question, Sequence[Answer], Sequence[Answer]], Sequence[JudgeRequest]]:
+    """Return what makes judge requests of a question, answers, and answers beside them, as the judge is to be asked."""
+
+    def ask(question: Question, answers: Sequence[Answer], beside: Sequence[Answer]) -> list[JudgeRequest]:
+        found = one.benchmark.requests(question, answers, beside, judge_id)
+        if judge.structured:
+            found = [structured(r) for r in found]
+        if judge.max_tokens is not None:
+            found = [changed(r, sampling=replace(r.sampling, max_tokens=judge.max_tokens)) for r in found]
+        return list(found)
+
+    return ask
+
+
+def audit_requests(
+    one: Asked,
+    judge: JudgeSpec,
+    judge_model: Model,
+    *,
+    audit: AuditSpec,
+    candidates: Sequence[Candidate],
+    ledger: Ledger,
+    unanswered: bool = False,
+) -> Iterator[JudgeRequest]:
+    """Yield what :func:`requests` does, some of it for a second time, and requests about answers that must lose.
+
+    What the answers and the models of the latter need in the ledger is stored.
+    """
+    found = requests(one, judge, judge_model.id, candidates=candidates, ledger=ledger, unanswered=unanswered)
+    if audit.retest:
+        judged = [c.id for c in candidates[one.benchmark.against in ("base", "each") :]]
+        sample = [q.id for q in spread(one.questions, audit.retest, seed=0)]
+        yield from retests(found, judge=retest_of(judge_model).id, questions=sample, models=judged)
+    else:
+        yield from found
+    if not audit.controls:
+        return
+    questions = spread([q for q in one.questions if q.check is None], audit.controls, seed=0)
+    base = one.answers(candidates[0], ledger)
+    controls = [constant_control(questions), shuffled_control(questions, base)]
+    if not unanswered:
+        for control in controls:
+            ledger.add(control.model, *(answer for answers in control.answers.values() for answer in answers))
+    beside = next(iter(_beside(one, [base])), {})
+    yield from control_requests(
+        controls,
+        questions=questions,
+        beside=lambda q: beside.get(q.id, ()),
+        ask=asking(one, judge, judge_model.id),
+    )
 
 
 def _asked(spec: BenchmarkSpec, experiment: Experiment, *, asset: Locate, limit: int | None) -> Asked:

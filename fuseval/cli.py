@@ -17,7 +17,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fuseval.options import (
+    DEFAULT_LEDGER,
+    AsJson,
+    Dollars,
+    DryRun,
+    ExperimentFile,
+    LedgerFile,
+    LedgerOption,
+    Limit,
+    Questions,
+    RetryFailed,
+)
 from fuseval.session import (
+    Choices,
     cache_folder,
     locate_asset,
     mirror_folder,
@@ -38,22 +51,9 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 coverage too low, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 coverage too low, "
+    "4 stopped at the budget, 130 interrupted.",
 )
-
-ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="What to fuse, ask and judge.")]
-LedgerOption = Annotated[Path | None, typer.Option("--ledger", help="DuckDB file; default: the experiment's own.")]
-LedgerFile = Annotated[Path, typer.Option("--ledger", help="DuckDB file with answers and judgments.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only so many questions a benchmark, spread over categories.")]
-Questions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--questions", help="Only the questions of these ids, parted by commas; BENCHMARK:ID tells equal ones apart."
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the rows as JSON on standard output.")]
-
-DEFAULT_LEDGER = Path("fuseval.duckdb")
 
 
 @app.callback(invoke_without_command=True)
@@ -83,14 +83,16 @@ def run(
     ledger: LedgerOption = None,
     limit: Limit = None,
     questions: Questions = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be made and asked.")] = False,
+    budget: Dollars = None,
+    retry_failed: RetryFailed = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Do everything an experiment says: fuse, answer, judge, score, report; what is in the ledger is not done again."""
-    only = _ids(questions)
-    with _errors(), running("run", experiment, ledger, limit=limit, only=only, dry_run=dry_run) as session:
+    chosen = Choices.of(limit, questions, budget=budget, retry_failed=retry_failed)
+    with _errors(), running("run", experiment, ledger, chosen, dry_run=dry_run) as session:
         if dry_run:
-            from fuseval.pipeline import plan
+            from fuseval.planning import plan
 
             show(plan(session), as_json=as_json, title="Still to do")
             return
@@ -146,10 +148,17 @@ def merge(
 
 @app.command()
 def answer(
-    experiment: ExperimentFile, *, ledger: LedgerOption = None, limit: Limit = None, questions: Questions = None
+    experiment: ExperimentFile,
+    *,
+    ledger: LedgerOption = None,
+    limit: Limit = None,
+    questions: Questions = None,
+    budget: Dollars = None,
+    retry_failed: RetryFailed = False,
 ) -> None:
     """Have the experiment's models answer what they have not answered yet (making them first)."""
-    with _errors(), running("answer", experiment, ledger, limit=limit, only=_ids(questions)) as session:
+    chosen = Choices.of(limit, questions, budget=budget, retry_failed=retry_failed)
+    with _errors(), running("answer", experiment, ledger, chosen) as session:
         from fuseval.pipeline import answer_stage, coverage
 
         answer_stage(session)
@@ -160,11 +169,19 @@ def answer(
 
 @app.command()
 def judge(
-    experiment: ExperimentFile, *, ledger: LedgerOption = None, limit: Limit = None, questions: Questions = None
+    experiment: ExperimentFile,
+    *,
+    ledger: LedgerOption = None,
+    limit: Limit = None,
+    questions: Questions = None,
+    budget: Dollars = None,
+    retry_failed: RetryFailed = False,
 ) -> None:
     """Have the experiment's judges judge the stored answers that they have not judged yet."""
-    with _errors(), running("judge", experiment, ledger, limit=limit, only=_ids(questions)) as session:
-        from fuseval.pipeline import coverage, judge_all, register
+    chosen = Choices.of(limit, questions, budget=budget, retry_failed=retry_failed)
+    with _errors(), running("judge", experiment, ledger, chosen) as session:
+        from fuseval.judging import judge_all
+        from fuseval.pipeline import coverage, register
 
         register(session)
         judge_all(session)
@@ -365,6 +382,7 @@ def main() -> None:
 def _errors() -> Iterator[None]:
     """Turn what the rooms raise into a message and an exit code."""
     from evals.assets import AssetError
+    from evals.budget import BudgetReached
     from evals.catalog import UnknownBenchmark
     from evals.chat import ChatError
     from fuseval.config import ConfigError
@@ -377,6 +395,8 @@ def _errors() -> Iterator[None]:
         _fail(str(error), code=2)
     except (ChatError, FusionError, LedgerError, AssetError) as error:
         _fail(str(error), code=1)
+    except BudgetReached as error:
+        _fail(str(error), code=4)
     except OSError as error:
         _fail(f"the system refused: {error}", code=1)
     except KeyboardInterrupt:
@@ -410,10 +430,6 @@ def _leaderboard(
         say("What the paired differences show:", *(f"  {s.sentence}" for s in claims))
     if undecided := len(found.statements) - len(claims):
         say(f"No difference shown in {undecided} other comparisons; the report has them all.")
-
-
-def _ids(given: list[str] | None) -> list[str]:
-    return [part.strip() for text in given or () for part in text.split(",") if part.strip()]
 
 
 def _write_page(ledger: Ledger, page: Path, *, title: str) -> None:

@@ -26,6 +26,7 @@ class PriceSpec(_Strict):
     input: Annotated[float, Field(ge=0)]
     output: Annotated[float, Field(ge=0)]
     cached_input: Annotated[float, Field(ge=0)] | None = None  # of prompt tokens that it has at hand; None: as input
+    batch: Annotated[float, Field(ge=0)] = 0.5  # the factor on all of it in batch mode
 
 
 class Endpoint(_Strict):
@@ -254,7 +255,9 @@ class Experiment(_Strict):
     judges: list[JudgeSpec] = Field(default_factory=list)
     panels: list[PanelSpec] = Field(default_factory=list)
     audit: AuditSpec = Field(default_factory=AuditSpec)
-    budget: Annotated[float, Field(gt=0)] | None = None  # US dollars that a run may spend at most, like "20 USD"
+    budget: Annotated[float, Field(gt=0)] | None = (
+        None  # US dollars, what the ledger holds included: "20 USD"
+    )
     prices: str | None = None  # a price table of one's own; see docs/judging.md
     sampling: SamplingSpec = Field(default_factory=SamplingSpec)
     engine: Engine = Field(default_factory=Engine)

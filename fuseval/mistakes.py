@@ -25,6 +25,10 @@ def mistakes(experiment: Experiment, folder: Path) -> Iterator[tuple[str, str]]:
             yield f"benchmarks[{number}]", str(error)
     files = [(f"models[{i}].path", m.path) for i, m in enumerate(experiment.models) if m.path]
     files += [(f"fusion.targets[{i}].data", t.data) for i, t in enumerate(experiment.fusion.targets)]
+    files += [("prices", experiment.prices)] if experiment.prices else []
+    for i, model in enumerate(experiment.models):
+        if model.endpoint and model.endpoint.tokenizer:
+            files.append((f"models[{i}].endpoint.tokenizer", f"{model.endpoint.tokenizer}/tokenizer.json"))
     for place, given in files:
         try:
             if not (found := locate(given, beside=folder)).exists():

@@ -158,8 +158,10 @@ def _existing(spec: ModelSpec, known: Mapping[str, Candidate], *, beside: Path, 
     if spec.endpoint:
         identity = content_key("endpoint", spec.endpoint.base_url, spec.endpoint.model)
         source = f"{spec.endpoint.model} at {spec.endpoint.base_url or 'the OpenAI API'}"
-        model = Model(identity, spec.name, "endpoint", source)
-        return Candidate(model, spec.evaluate, None, endpoint=spec.endpoint)
+        model, endpoint = Model(identity, spec.name, "endpoint", source), spec.endpoint
+        if endpoint.tokenizer:
+            endpoint = endpoint.model_copy(update={"tokenizer": str(locate(endpoint.tokenizer, beside=beside))})
+        return Candidate(model, spec.evaluate, None, endpoint=endpoint)
     if spec.hub:
         path, source = _from_hub(spec), f"hub:{spec.hub}" + (f"@{spec.revision}" if spec.revision else "")
     else:

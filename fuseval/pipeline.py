@@ -9,15 +9,18 @@ from importlib.util import find_spec
 
 from evals.answer import answer
 from evals.benchmark import Locate
+from evals.budget import usd
 from evals.chat import ChatModel
-from evals.records import Answer, JudgeRequest, Selection
-from fuseval.asking import Asked, asked, published, requests, stored
+from evals.records import Answer, Selection
+from fuseval.asking import Asked, asked, published, stored
 from fuseval.config import ConfigError
 from fuseval.engines import Engines
-from fuseval.experiment import Experiment, JudgeSpec
+from fuseval.experiment import Experiment
+from fuseval.judging import benchmark_requests, given_up, judge_all, wanted
 from fuseval.models import Candidate, Watch, make, merge_coefficients, training_points
-from fuseval.scoring import read_judgments, score
-from judges.judge import judge, unjudged
+from fuseval.panels import panel_model
+from fuseval.prices import unpriced
+from fuseval.scoring import score
 from results.store import Ledger
 
 
@@ -33,6 +36,7 @@ class Run:
     asset: Locate
     limit: int | None = None
     only: tuple[str, ...] = ()  # ids of questions
+    retry_failed: bool = False  # ask again, too, what will most likely fail again
 
     @property
     def base(self) -> Candidate:
@@ -49,6 +53,15 @@ class Run:
     def asked(self) -> list[Asked]:
         """The benchmarks, each with the questions that are asked."""
         return asked(self.experiment, asset=self.asset, limit=self.limit, only=self.only)
+
+    def is_answered(self, candidate: Candidate) -> bool:
+        """Tell whether the ledger holds every answer that is wanted of the candidate."""
+        return all(len(one.answers(candidate, self.ledger)) == len(one.questions) for one in self.asked)
+
+    def ready(self, candidate: Candidate) -> ChatModel:
+        """Return the candidate ready to chat, made if need be; the last one returned is not usable any more."""
+        fuse(self, [candidate])
+        return self.engines.chat_model(candidate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +93,21 @@ def answer_stage(run: Run) -> None:
     register(run)
     check_means(run)
     check_assets(run)
-    fuse(run, [c for c in run.candidates if not _is_answered(run, c)])
+    fuse(run, [c for c in run.candidates if not run.is_answered(c)])
     answer_all(run)
 
 
 def check_means(run: Run) -> None:
     """Raise ConfigError for what is known to be missing now and would stop the run after hours of work."""
-    waiting = [c for c in run.candidates if not _is_answered(run, c)]
+    waiting = [c for c in run.candidates if not run.is_answered(c)]
     judges = [run.models[spec.model] for spec in run.experiment.judges]
-    asked = {c.name: c for c in (*waiting, *(judges if waiting else ()))}
+    asked = {c.name: c for c in (*waiting, *judges)} if waiting else {}
     missing = []
     for c in asked.values():
         if c.endpoint and c.endpoint.api_key_env and not run.engines.environ.get(c.endpoint.api_key_env):
             missing.append(f"model {c.name!r} needs its key in the environment variable {c.endpoint.api_key_env}")
+        if c.endpoint and run.experiment.budget is not None and run.engines.price(c) is None:
+            missing.append(unpriced(c.name, model=c.endpoint.model, base_url=c.endpoint.base_url))
     if any(c.folder for c in asked.values()) and not find_spec("vllm"):
         missing.append("vLLM is not installed; `fuseval doctor` says how to install it")
     unmade = [c.name for c in waiting if c.target and c.folder and not c.folder.exists()]
@@ -114,7 +129,8 @@ def check_assets(run: Run) -> None:
         first = {q.category: q for q in reversed(one.questions)}
         for spec in run.experiment.judges:
             try:
-                _requests(run, replace(one, questions=list(first.values())), spec, unanswered=True)
+                for _ in wanted(run, replace(one, questions=list(first.values())), spec, unanswered=True):
+                    pass
             except ValueError as error:
                 raise ConfigError(f"{one.benchmark.name} {one.benchmark.version} cannot be judged: {error}") from error
 
@@ -152,46 +168,32 @@ def fuse(run: Run, candidates: Iterable[Candidate]) -> None:
 
 def answer_all(run: Run) -> None:
     """Have every candidate answer every question that it has not answered yet, each answer stored as it comes."""
+    skipped, budget = given_up(run, stage="answer"), run.engines.budget
     for candidate in run.candidates:
         for one in run.asked:
             stage = f"answer {one.benchmark.name}: {candidate.name}"
-            wanted = sum(len(q.turns) for q in one.questions)
+            turns = sum(len(q.turns) for q in one.questions)
             done = sum(len(answers) for answers in one.answers(candidate, run.ledger).values())
-            run.watch(stage, done, wanted)
+            run.watch(stage, done, turns)
             for record in answer(
                 one.questions,
                 identity=candidate.id,
-                model=lambda c=candidate: _ready(run, c),  # type: ignore[misc]
+                model=lambda c=candidate: run.ready(c),  # type: ignore[misc]
                 sampling=one.sampling,
                 stored=stored(run.ledger),
+                cost=run.engines.cost_of(candidate),
+                given_up=skipped,
             ):
                 run.ledger.add(record)
                 done += isinstance(record, Answer)
-                run.watch(stage, done, wanted)
-
-
-def judge_all(run: Run) -> None:
-    """Have every judge judge what it has not judged yet, each judgment stored as it comes."""
-    for spec in run.experiment.judges:
-        judge_model = run.models[spec.model]
-        for one in run.asked:
-            wanted = _requests(run, one, spec)
-            run.ledger.add(*wanted)
-            missing = unjudged(wanted, stored=lambda keys: run.ledger.have("judgments", keys))
-            stage, total = f"judge {one.benchmark.name}: by {spec.model}", len({r.judgment for r in wanted})
-            done = total - len(missing)
-            run.watch(stage, done, total)
-            if missing:
-                for record in judge(missing, by=_ready(run, judge_model)):
-                    run.ledger.add(record)
-                    done += 1
-                    run.watch(stage, done, total)
-            read_judgments(run.ledger, benchmark=one.benchmark.name, version=one.benchmark.version)
+                run.watch(stage, done, turns, usd(budget.spent) if budget.spent else "")
 
 
 def score_run(run: Run) -> None:
     """Select the experiment's own answers (an older sampling's may lie beside them) and score the ledger."""
-    judges = tuple(dict.fromkeys(run.models[spec.model].id for spec in run.experiment.judges))
+    names = {spec.model: run.models[spec.model].id for spec in run.experiment.judges}
+    panels = [panel_model(panel, names).id for panel in run.experiment.panels]
+    judges = tuple(dict.fromkeys([*names.values(), *panels]))
     for one in run.asked:
         for candidate in run.candidates:
             run.ledger.add(
@@ -218,42 +220,10 @@ def coverage(run: Run) -> Coverage:
             counts[0] += len(one.answers(candidate, run.ledger))
             counts[1] += len(one.questions)
         for spec in run.experiment.judges:
-            wanted = _requests(run, one, spec)
-            read = {v.request for v in run.ledger.verdicts(benchmark=one.benchmark.name) if v.value is not None}
-            counts[2] += sum(request.key in read for request in wanted)
-            counts[3] += len(wanted)
+            judge = run.models[spec.model].id
+            said = run.ledger.verdicts(benchmark=one.benchmark.name, judge=judge)
+            read = {v.request for v in said if v.value is not None}
+            for request in benchmark_requests(run, one, spec):
+                counts[2] += request.key in read
+                counts[3] += 1
     return Coverage(*counts)
-
-
-def plan(run: Run) -> list[dict[str, object]]:
-    """Return what is still to be made and asked, a row a stage and model; nothing is done."""
-    rows: list[dict[str, object]] = []
-    for candidate in run.candidates:
-        made = candidate.folder is None or candidate.folder.exists()
-        if not made and not _is_answered(run, candidate):
-            rows.append({"stage": "make", "model": candidate.name, "of": candidate.model.kind, "missing": 1})
-        for one in run.asked:
-            found = one.answers(candidate, run.ledger)
-            turns = sum(len(q.turns) for q in one.questions if q.id not in found)
-            rows.append({"stage": "answer", "model": candidate.name, "of": one.benchmark.name, "missing": turns})
-    for spec in run.experiment.judges:
-        for one in run.asked:
-            wanted = _requests(run, one, spec, unanswered=True)
-            there = run.ledger.have("judgments", {r.judgment for r in wanted})
-            missing = sum(r.judgment not in there for r in wanted)
-            rows.append({"stage": "judge", "model": spec.model, "of": one.benchmark.name, "missing": missing})
-    return rows
-
-
-def _requests(run: Run, one: Asked, spec: JudgeSpec, *, unanswered: bool = False) -> list[JudgeRequest]:
-    judge_id = run.models[spec.model].id
-    return requests(one, spec, judge_id, candidates=run.candidates, ledger=run.ledger, unanswered=unanswered)
-
-
-def _is_answered(run: Run, candidate: Candidate) -> bool:
-    return all(len(one.answers(candidate, run.ledger)) == len(one.questions) for one in run.asked)
-
-
-def _ready(run: Run, candidate: Candidate) -> ChatModel:
-    fuse(run, [candidate])
-    return run.engines.chat_model(candidate)

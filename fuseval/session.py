@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,33 +20,56 @@ if TYPE_CHECKING:
     from results.store import Ledger
 
 
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the command line says beside the experiment: how many questions, or which; what may be spent."""
+
+    limit: int | None = None
+    only: tuple[str, ...] = ()  # ids of questions
+    budget: float | None = None  # US dollars; None: the experiment's
+    retry_failed: bool = False
+
+    @classmethod
+    def of(
+        cls, limit: int | None, questions: Sequence[str] | None, *, budget: float | None, retry_failed: bool
+    ) -> Choices:
+        """Read ids that are parted by commas."""
+        ids = [part.strip() for text in questions or () for part in text.split(",")]
+        return cls(limit, tuple(filter(None, ids)), budget, retry_failed)
+
+
 @contextlib.contextmanager
 def running(
     command: str,
     file: Path,
     ledger: Path | None,
+    chosen: Choices = Choices(),
     *,
-    limit: int | None = None,
-    only: Sequence[str] = (),
     dry_run: bool = False,
 ) -> Iterator[Run]:
     """Check everything that can be checked, then open the ledger and the engines, and close them whatever happens.
 
-    ``only`` are ids of questions; a dry run stores nothing.
+    A dry run stores nothing.
     """
-    from fuseval.config import load_experiment
+    from evals.budget import Budget
+    from fuseval.config import load_experiment, locate
     from fuseval.engines import Engines
     from fuseval.models import resolve
     from fuseval.pipeline import Run
     from fuseval.scoring import versions
+    from results.evidence import spent
 
     experiment = load_experiment(file)
+    if chosen.budget is not None:
+        experiment = experiment.model_copy(update={"budget": chosen.budget})
     models = resolve(experiment, beside=file.parent, cache=cache_folder())
     path = ledger or Path(experiment.ledger).expanduser()
     asset = locate_asset()
     with open_or_pretend(path, read_only=dry_run) as opened, stages() as watch:
-        engines = Engines(experiment.engine.settings(), watch, os.environ)
-        session = Run(experiment, models, opened, engines, watch, asset, limit, tuple(only))
+        budget = Budget(experiment.budget, spent=spent(opened))
+        prices = experiment.prices and locate(experiment.prices, beside=file.parent)
+        engines = Engines(experiment.engine.settings(), watch, os.environ, opened, budget, prices or None)
+        session = Run(experiment, models, opened, engines, watch, asset, chosen.limit, chosen.only, chosen.retry_failed)
         if dry_run:
             yield session
             return

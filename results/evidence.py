@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from results.store import Ledger
 
+ENOUGH = 20  # stored replies whose mean length is worth saying
 _BATCH = 50_000  # judgments read at a time
 
 # Of the questions that the last run wanted of a model, the answers that it selected count and no others; of all other
@@ -208,3 +209,37 @@ def answering_models(ledger: Ledger, *, benchmark: str, version: str) -> list[st
     """Return the identities of the models that have answers to a benchmark's questions."""
     query = "SELECT DISTINCT model FROM answers WHERE benchmark = ? AND version = ? ORDER BY model"
     return [model for (model,) in ledger.sql(query, benchmark, version).fetchall()]
+
+
+def usual_judgment(ledger: Ledger, *, judge: str, benchmark: str) -> tuple[int, float, float] | None:
+    """Return how a judge's replies about a benchmark were: how many, their mean output tokens and seconds.
+
+    None where there are fewer than ENOUGH.
+    """
+    query = """
+        SELECT count(*), avg(output_tokens), avg(seconds) FROM judgments
+        WHERE key IN (SELECT judgment FROM judge_requests WHERE judge = ? AND benchmark = ?)
+    """
+    return _usual(ledger, query, judge, benchmark)
+
+
+def usual_answer(ledger: Ledger, *, model: str, benchmark: str) -> tuple[int, float, float] | None:
+    """Return how a model's answers to a benchmark were, as :func:`usual_judgment` does."""
+    query = "SELECT count(*), avg(output_tokens), avg(seconds) FROM answers WHERE model = ? AND benchmark = ?"
+    return _usual(ledger, query, model, benchmark)
+
+
+def _usual(ledger: Ledger, query: str, *params: str) -> tuple[int, float, float] | None:
+    [(count, tokens, seconds)] = ledger.sql(query, *params).fetchall()
+    return (count, tokens, seconds) if count >= ENOUGH else None
+
+
+def spent(ledger: Ledger) -> float:
+    """Return the US dollars that everything in the ledger cost, as far as prices were known."""
+    query = """
+        SELECT coalesce(fsum(cost), 0) FROM (
+            SELECT cost FROM answers UNION ALL SELECT cost FROM judgments UNION ALL SELECT cost FROM failures
+        )
+    """
+    [(dollars,)] = ledger.sql(query).fetchall()
+    return float(dollars)

@@ -1,6 +1,6 @@
 """Keys never change: what a ledger holds is found again under them."""
 
-from evals.benchmark import judge_request, published_answer, published_model, resampled
+from evals.benchmark import changed, judge_request, published_answer, published_model
 from evals.keys import content_key
 from evals.records import Message, Question, Sampling
 
@@ -33,7 +33,7 @@ def test_requests_and_judgments_have_the_keys_they_had():
         reply="pair",
     )
     assert (request.key, request.judgment) == ("916cc20d487a5d75af5a8f41b86a1fd5", "8f629c584cc525ce0a5f37729adef671")
-    again = resampled(request, Sampling(temperature=1, top_p=0.9, seed=3))
+    again = changed(request, sampling=Sampling(temperature=1, top_p=0.9, seed=3))
     assert (again.key, again.judgment) == ("b6c769a6e667cfeed83f90d0ee2f5a5e", "2c74de5fab248d10a49554078d94525e")
 
 

@@ -32,6 +32,19 @@ def merge(**changes):
     return {"merges": [{"name": "m", "method": "linear", "base": "base", "sources": ["tuned"], **changes}]}
 
 
+def endpoint(**changes):
+    return {"name": "x", "endpoint": {"model": "m", "base_url": "http://a/v1", **changes}}
+
+
+def panel(**changes):
+    return {"judges": [{"model": "base"}], "panels": [{"name": "jury", "judges": ["base"], **changes}]}
+
+
+@pytest.mark.parametrize("given", ["20 USD", "$20", "20.0", 20, "20usd"])
+def test_a_budget_is_written_as_people_write_dollars(write, given):
+    assert load_experiment(write(budget=given)).budget == 20.0
+
+
 def test_the_demo_file_is_valid_and_the_example_is_the_same_file():
     root = Path(__file__).parents[2]
     experiment = load_experiment(root / "examples" / "demo.yaml")
@@ -56,6 +69,18 @@ def test_the_demo_file_is_valid_and_the_example_is_the_same_file():
         ({"models": [{"name": "x"}]}, "model 'x' needs exactly one of path, hub and endpoint \\(models\\[0\\] in"),
         ({"models": [{"name": "../x", "path": "base"}]}, "not '../x' \\(models\\[0\\].name in run.yaml"),
         ({"models": [*SMALL["models"], SMALL["models"][0]]}, "'base' is used twice \\(models\\[2\\].name"),
+        ({"budget": "20 EUR"}, "budget '20 EUR' is no sum of dollars: write 20 USD \\(budget in"),
+        ({"budget": 0}, "greater than 0, not 0.0 \\(budget in"),
+        ({"models": [endpoint(replicas=["host:8000"])]}, "replicas: 'host:8000' must begin with http"),
+        ({"models": [endpoint(base_url=None, replicas=["http://b/v1"])]}, "give base_url too"),
+        ({"models": [endpoint(replicas=["http://b/v1"], mode="batch")]}, "a batch goes to one server"),
+        (panel(judges=["tuned"]), "no judge is called 'tuned' here; there are base. \\(panels\\[0\\] in"),
+        (panel(name="base"), "the name 'base' is used twice \\(panels\\[0\\].name"),
+        (panel(how="weighted"), "needs a weight for each of its judges.*\\(panels\\[0\\].weights"),
+        (panel(how="weighted", weights={"base": 0}), "at least one weight must be above 0"),
+        (panel(how="by_category"), "say which category is whose"),
+        (panel(weights={"base": 1}), "weights are of how: weighted, and this panel is mean"),
+        (panel(quorum=2), "2 verdicts of 1 judges cannot be had"),
         ({"baseline": "bse"}, "no model is called 'bse' here; .* Did you mean 'base'\\? \\(baseline in"),
         ({"judges": [{"model": "gpt"}]}, "no model is called 'gpt'.*\\(judges\\[0\\].model"),
         ({"fusion": merge(method="tie")}, "tie.*\\(fusion.merges\\[0\\].* in run.yaml"),

@@ -1,0 +1,113 @@
+"""What a run would still do, and what that would cost; nothing is made or asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evals.answer import asks
+from evals.prices import Price
+from evals.records import JudgeRequest
+from fuseval.asking import Asked
+from fuseval.estimate import Asked as Priced
+from fuseval.estimate import Estimate, Tokens, Usual, described, estimate, timed, tokenizer_for, total
+from fuseval.judging import given_up, wanted
+from results.evidence import usual_answer, usual_judgment
+
+if TYPE_CHECKING:
+    from fuseval.experiment import JudgeSpec
+    from fuseval.models import Candidate
+    from fuseval.pipeline import Run
+
+_FREE = Price(0.0, 0.0)  # of an engine of one's own
+_NOTHING = Estimate(0, 0, False, None, 0, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One thing that is still to be done: making a model, or asking one."""
+
+    stage: str
+    model: str
+    of: str
+    missing: int
+    takes: Estimate | None = None
+
+
+def plan(run: Run) -> list[dict[str, object]]:
+    """Return what is still to be made and asked, a row a stage and model, with tokens, dollars and time; then all."""
+    steps: list[_Step] = []
+    for candidate in run.candidates:
+        made = candidate.folder is None or candidate.folder.exists()
+        if not made and not run.is_answered(candidate):
+            steps.append(_Step("make", candidate.name, candidate.model.kind, 1))
+        steps += [_answers(run, candidate, one) for one in run.asked]
+    steps += [_judgments(run, spec, one) for spec in run.experiment.judges for one in run.asked]
+    estimates = [step.takes for step in steps if step.takes]
+    if len(estimates) > 1:
+        steps.append(_Step("all", "", "", sum(step.missing for step in steps), total(estimates)))
+    return [_row(step) for step in steps]
+
+
+def _row(step: _Step) -> dict[str, object]:
+    told = described(step.takes) if step.takes else dict.fromkeys(described(_NOTHING), "")
+    told.pop("requests")  # which is what is missing
+    return {"stage": step.stage, "model": step.model, "of": step.of, "missing": step.missing, **told}
+
+
+def _answers(run: Run, candidate: Candidate, one: Asked) -> _Step:
+    found, skipped = one.answers(candidate, run.ledger), given_up(run, stage="answer")
+    unanswered = [q for q in one.questions if q.id not in found]
+    left = [a for a in asks(unanswered, identity=candidate.id, sampling=one.sampling) if a.key not in skipped]
+    usual = _usual(usual_answer(run.ledger, model=candidate.id, benchmark=one.benchmark.name))
+    # Of later turns nobody knows yet what was said before.
+    takes = _estimate(run, candidate, left, usual, about=any(len(q.turns) > 1 for q in unanswered))
+    return _Step("answer", candidate.name, one.benchmark.name, len(left), takes)
+
+
+def _judgments(run: Run, spec: JudgeSpec, one: Asked) -> _Step:
+    judge = run.models[spec.model]
+    keys = {r.judgment for r in wanted(run, one, spec, unanswered=True)}
+    left = keys - run.ledger.have("judgments", keys) - given_up(run, stage="judge")
+    asked = (r for r in wanted(run, one, spec, unanswered=True) if r.judgment in left)
+    usual = _usual(usual_judgment(run.ledger, judge=judge.id, benchmark=one.benchmark.name))
+    unknown = any(len(one.answers(c, run.ledger)) < len(one.questions) for c in run.candidates)
+    takes = _estimate(run, judge, _distinct(asked), usual, about=unknown)
+    return _Step("judge", spec.model, one.benchmark.name, len(left), takes)
+
+
+def _estimate(run: Run, asked: Candidate, requests: Iterable[Priced], usual: Usual | None, *, about: bool) -> Estimate:
+    endpoint = asked.endpoint
+    folder = Path(endpoint.tokenizer) if endpoint and endpoint.tokenizer else asked.folder
+    tokens = tokenizer_for(endpoint.model if endpoint else asked.name, folder=folder)
+    found = estimate(
+        requests,
+        tokens=Tokens(tokens.count, about=tokens.about or about),
+        price=run.engines.price(asked) if endpoint else _FREE,
+        batch=bool(endpoint and endpoint.mode == "batch"),
+        usual=usual,
+        extra_body=endpoint.extra_body if endpoint else None,
+    )
+    if not endpoint or endpoint.mode == "batch" or not usual:
+        return found
+    return timed(
+        found,
+        seconds=usual.seconds,
+        concurrency=endpoint.concurrency * (1 + len(endpoint.replicas)),
+        requests_per_minute=endpoint.requests_per_minute,
+        tokens_per_minute=endpoint.tokens_per_minute,
+    )
+
+
+def _distinct(requests: Iterable[JudgeRequest]) -> Iterator[JudgeRequest]:
+    seen: set[str] = set()
+    for request in requests:
+        if request.judgment not in seen:
+            seen.add(request.judgment)
+            yield request
+
+
+def _usual(found: tuple[int, float, float] | None) -> Usual | None:
+    return Usual(*found) if found else None
