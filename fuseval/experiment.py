@@ -205,8 +205,8 @@ class PanelSpec(_Strict):
     name: Name
     judges: Annotated[list[str], Field(min_length=1)]  # of the experiment's judges
     how: Literal["mean", "majority", "weighted", "by_category"] = "mean"
-    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)  # by judge, of "weighted"
-    categories: dict[str, str] = Field(default_factory=dict)  # a category's judge, of "by_category"
+    weights: dict[str, float] = Field(default_factory=dict)  # by judge, of "weighted"
+    categories: dict[str, str | list[str]] = Field(default_factory=dict)  # a category's judges, of "by_category"
     quorum: Annotated[int, Field(ge=1)] | None = None  # verdicts that it takes; None: every judge's
 
 
@@ -215,7 +215,7 @@ class AuditSpec(_Strict):
 
     controls: Annotated[int, Field(ge=0)] = 0  # a constant answer and another question's answer must lose
     retest: Annotated[int, Field(ge=0)] = 0  # asked the same once more
-    people: bool = False  # compare with MT-Bench's human votes
+    people: str | None = None  # file of people's votes on MT-Bench answers, to hold judges against
 
 
 class SamplingSpec(_Strict):
@@ -255,9 +255,7 @@ class Experiment(_Strict):
     judges: list[JudgeSpec] = Field(default_factory=list)
     panels: list[PanelSpec] = Field(default_factory=list)
     audit: AuditSpec = Field(default_factory=AuditSpec)
-    budget: Annotated[float, Field(gt=0)] | None = (
-        None  # US dollars, what the ledger holds included: "20 USD"
-    )
+    budget: Annotated[float, Field(gt=0)] | None = None  # US dollars, what the ledger holds included: "20 USD"
     prices: str | None = None  # a price table of one's own; see docs/judging.md
     sampling: SamplingSpec = Field(default_factory=SamplingSpec)
     engine: Engine = Field(default_factory=Engine)

@@ -26,6 +26,7 @@ def mistakes(experiment: Experiment, folder: Path) -> Iterator[tuple[str, str]]:
     files = [(f"models[{i}].path", m.path) for i, m in enumerate(experiment.models) if m.path]
     files += [(f"fusion.targets[{i}].data", t.data) for i, t in enumerate(experiment.fusion.targets)]
     files += [("prices", experiment.prices)] if experiment.prices else []
+    files += [("audit.people", experiment.audit.people)] if experiment.audit.people else []
     for i, model in enumerate(experiment.models):
         if model.endpoint and model.endpoint.tokenizer:
             files.append((f"models[{i}].endpoint.tokenizer", f"{model.endpoint.tokenizer}/tokenizer.json"))
@@ -67,10 +68,11 @@ def _wrong_names(experiment: Experiment) -> Iterator[tuple[str, str]]:
     uses += [(f"judges[{i}].model", judge.model, tuple(known)) for i, judge in enumerate(experiment.judges)]
     judges = tuple(judge.model for judge in experiment.judges)
     for i, panel in enumerate(experiment.panels):
-        named = [*panel.judges, *panel.weights, *panel.categories.values()]
+        of_categories = [[names] if isinstance(names, str) else names for names in panel.categories.values()]
+        named = [*panel.judges, *panel.weights, *(name for names in of_categories for name in names)]
         uses += [(f"panels[{i}]", name, judges) for name in dict.fromkeys(named)]
         yield from _taken(f"panels[{i}].name", panel.name, known)
-        yield from _wrong_panel(f"panels[{i}]", panel)
+        yield from _wrong_panel(f"panels[{i}]", panel, judges)
     if experiment.baseline is not None:
         uses.append(("baseline", experiment.baseline, tuple(known)))
     for place, name, before in uses:
@@ -84,18 +86,16 @@ def _wrong_names(experiment: Experiment) -> Iterator[tuple[str, str]]:
             yield place, f"{name!r} is an endpoint: its weights are not here to be trained or merged"
 
 
-def _wrong_panel(place: str, panel: PanelSpec) -> Iterator[tuple[str, str]]:
-    if panel.how == "weighted" and set(panel.weights) != set(panel.judges):
-        yield f"{place}.weights", "a weighted panel needs a weight for each of its judges, and for no other"
-    if panel.how == "weighted" and not any(panel.weights.values()):
-        yield f"{place}.weights", "at least one weight must be above 0"
-    if panel.how == "by_category" and not panel.categories:
-        yield f"{place}.categories", "say which category is whose: {math: gpt-4, '*': gpt-4o}"
-    for name, given, how in (("weights", panel.weights, "weighted"), ("categories", panel.categories, "by_category")):
-        if given and panel.how != how:
-            yield f"{place}.{name}", f"{name} are of how: {how}, and this panel is {panel.how}"
-    if panel.quorum is not None and panel.quorum > len(panel.judges):
-        yield f"{place}.quorum", f"{panel.quorum} verdicts of {len(panel.judges)} judges cannot be had"
+def _wrong_panel(place: str, panel: PanelSpec, judges: Sequence[str]) -> Iterator[tuple[str, str]]:
+    from fuseval.panels import panel_model
+    from judges.panel import PanelError
+
+    try:
+        panel_model(panel, {name: name for name in judges})
+    except PanelError as error:
+        yield place, str(error)
+    except KeyError:
+        return  # a judge that is none, which is said elsewhere
 
 
 def _taken(place: str, name: str, known: list[str]) -> Iterator[tuple[str, str]]:

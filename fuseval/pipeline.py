@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
+from pathlib import Path
 
 from evals.answer import answer
 from evals.benchmark import Locate
@@ -36,6 +37,7 @@ class Run:
     asset: Locate
     limit: int | None = None
     only: tuple[str, ...] = ()  # ids of questions
+    people: Path | None = None  # file of people's votes on answers
     retry_failed: bool = False  # ask again, too, what will most likely fail again
 
     @property
@@ -209,7 +211,7 @@ def score_run(run: Run) -> None:
             )
     for one in run.asked:
         place = f"{one.benchmark.name}@{one.benchmark.version}"
-        score(run.ledger, asset=run.asset, benchmark=place, against=run.base.id)
+        score(run.ledger, asset=run.asset, benchmark=place, against=run.base.id, people=run.people)
 
 
 def coverage(run: Run) -> Coverage:

