@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import email.utils
+import json
 import re
 import time
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import openai
 
 # OpenAI and vLLM: "maximum context length", vLLM's engine: "maximum model length"; llama.cpp: "context size";
 # TGI: "`inputs` tokens + `max_new_tokens` must be"; Anthropic: "prompt is too long"; Gemini: "input token count".
@@ -24,6 +21,8 @@ _FILTER = re.compile(
     r"content[_ ]filter|content management policy|content[_ ]policy|ResponsibleAIPolicy|input was flagged",
     re.IGNORECASE,
 )
+
+_CODES = ("insufficient_quota", "model_not_found")
 
 # OpenAI: "Unknown parameter: 'x'", "Unrecognized request argument supplied: x"; pydantic (Mistral, Anthropic): "Extra
 # inputs are not permitted"; Groq: "property 'x' is unsupported"; Gemini: 'Unknown name "x"'.
@@ -40,7 +39,8 @@ class Trouble:
 
     ``hint`` is what to do about it, where that is known.
     ``fatal`` is what to do where no request can succeed (may name {env} and {model}); ``unreachable`` that not even
-    a connection was made.
+    a connection was made; ``overload`` that the endpoint has more to do than it can. ``used`` are the (prompt, output)
+    tokens of a reply that is no use.
     """
 
     kind: str
@@ -50,26 +50,47 @@ class Trouble:
     fatal: str | None = None
     unreachable: bool = False
     hint: str = ""
+    overload: bool = False
+    used: tuple[int, int] = (0, 0)
 
 
-def read_status(error: openai.APIStatusError, *, sent: Iterable[str] = ()) -> Trouble:
-    """Classify an HTTP error status by its number and its body; ``sent`` are the fields of the request."""
-    status, text = error.status_code, error.response.text
-    bare = f"Error code: {status}"  # the openai package found no message in the body
-    message = f"{bare} - {text[:300]}" if error.message == bare and text else error.message
+def read_status(status: int, text: str, *, headers: Mapping[str, str], sent: Iterable[str] = ()) -> Trouble:
+    """Classify an HTTP error by its status, the text of its body and its headers; ``sent`` are the request's fields.
+
+    The names of ``headers`` are in lower case, or the mapping ignores case. A redirection counts as an error.
+    """
+    said, code = read_error(text)
+    message = f"HTTP {status}: {said}"
     if status < 500 and _FILTER.search(text):
         return Trouble("content_filter", message)
-    fatal = _fatal(status, code=error.code or "", text=text)
+    fatal = _fatal(status, code=code, text=text, location=headers.get("location", ""))
     if fatal is not None:
         return Trouble("bad_request", message, fatal=fatal)
     if status in (400, 413, 422) and _CONTEXT.search(text):
         return Trouble("context_length", message)
     if status in (408, 409, 425, 429) or status >= 500:
         kind = {408: "timeout", 429: "rate_limit"}.get(status, "server")
-        return Trouble(kind, message, retry=True, wait=retry_after(error.response.headers))
+        wait = retry_after(headers)
+        return Trouble(kind, message, retry=True, wait=wait, overload=status in (429, 503, 529))
     field = unknown_field(text, sent=sent) if status in (400, 422) else None
     hint = f"set extra_body: {{{field}: null}} for this endpoint" if field else ""
     return Trouble("bad_request", message, hint=hint)
+
+
+def read_error(text: str) -> tuple[str, str]:
+    """Return the message and the code of an error's body; the body itself, shortened, where it has no message."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return text[:300], ""
+    if isinstance(data, list) and data:  # Gemini's
+        data = data[0]
+    error = data.get("error", data) if isinstance(data, dict) else data
+    if not isinstance(error, dict):
+        return str(error)[:300], ""
+    said = error.get("message") or error.get("detail") or text[:300]
+    codes = [str(error.get(name) or "") for name in ("code", "type")]
+    return str(said), next((code for code in codes if code in _CODES), codes[0])
 
 
 def unknown_field(text: str, *, sent: Iterable[str]) -> str | None:
@@ -81,7 +102,10 @@ def unknown_field(text: str, *, sent: Iterable[str]) -> str | None:
     return min(places, key=lambda field: places[field], default=None)
 
 
-def _fatal(status: int, *, code: str, text: str) -> str | None:
+def _fatal(status: int, *, code: str, text: str, location: str) -> str | None:
+    if status < 400:
+        where = f" to {location}".replace("{", "{{").replace("}", "}}") if location else ""
+        return f"the endpoint sends elsewhere (HTTP {status}{where}): correct base_url"
     if status in (401, 403):
         return f"the key is refused (HTTP {status}): set {{env}} to one that may use this model"
     if status == 402 or code == "insufficient_quota":
@@ -93,17 +117,15 @@ def _fatal(status: int, *, code: str, text: str) -> str | None:
     return None
 
 
-def read_connection(error: openai.APIConnectionError) -> Trouble:
-    """Classify a request that got no answer; ``unreachable`` when the server was never reached."""
-    causes: list[BaseException] = []
-    cause = error.__cause__
-    while cause is not None:
+def read_connection(error: BaseException) -> Trouble:
+    """Classify an exception of a request that got no answer; ``unreachable`` when the server was never reached."""
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
-        cause = cause.__cause__
-    # By name: the default transport's class, and those of aiohttp, which need not be installed.
+    # By name: aiohttp's classes, and those of the openai package's transports.
     names = {each.__name__ for cause in causes for each in type(cause).__mro__}
     unreachable = bool(names & {"ConnectError", "ClientConnectorError", "ConnectionTimeoutError"})
-    said = next((str(cause) for cause in causes if str(cause)), error.message)
+    said = next((str(cause) for cause in reversed(causes) if str(cause)), type(error).__name__)
     message = f"{'no connection' if unreachable else 'connection lost'}: {said}"
     return Trouble("connection", message, retry=True, unreachable=unreachable)
 

@@ -7,8 +7,9 @@ pipeline keeps one :class:`LocalModel` and calls :meth:`LocalModel.load` for eac
 from __future__ import annotations
 
 import gc
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,15 @@ class LocalModel:
         )
         return [int(i) for i in ids]
 
-    def chat(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, Reply | NoReply]]:
-        """Yield what came of each request as the batch completes it; what the model cannot be asked is a NoReply."""
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens the tokenizer makes of a text by itself."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def chat(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[int, Reply | NoReply]]:
+        """Yield what came of each request as the batch completes it; what the model cannot be asked is a NoReply.
+
+        Requests are taken as the engine has room for them. ``choices`` count before a ``schema``.
+        """
         running: dict[str, _Running] = {}  # by the engine's name of the request, which is its index
         waiting = iter(enumerate(requests))
         try:
@@ -160,6 +168,8 @@ class LocalModel:
 
         s = request.sampling
         wanted: dict[str, Any] = {"logprobs": request.top_logprobs or None}
+        if request.schema:
+            wanted["structured_outputs"] = _held_to(request.schema)
         if request.choices:
             wanted = {"structured_outputs": StructuredOutputsParams(choice=list(request.choices))}
             if request.top_logprobs:
@@ -204,6 +214,20 @@ class LocalModel:
             served_model=self.identity,
             top_logprobs=alternatives,
         )
+
+
+def _held_to(schema: str) -> Any:
+    """Return vLLM's parameters that hold a reply to a JSON schema, with one white-space character a place at most.
+
+    Of more there is no end: small models at temperature 0 write line breaks up to max_tokens.
+    """
+    from vllm.sampling_params import StructuredOutputsParams
+    from xgrammar.structural_tag import JSONSchemaFormat
+
+    if "max_whitespace_cnt" not in JSONSchemaFormat.model_fields:  # before xgrammar 0.2.4
+        return StructuredOutputsParams(json=schema)
+    held = {"type": "json_schema", "json_schema": json.loads(schema), "max_whitespace_cnt": 1}
+    return StructuredOutputsParams(structural_tag=json.dumps({"type": "structural_tag", "format": held}))
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -10,6 +10,7 @@ from evals.answer import Cost, no_price
 from evals.budget import Budget, Metered
 from evals.chat import ChatModel
 from evals.engine import EngineSettings
+from evals.keys import content_key
 from evals.local import LocalModel
 from evals.prices import Price, cost
 from evals.records import Batch
@@ -80,7 +81,7 @@ class Engines:
                 extra_body=e.extra_body,
                 known=self.ledger.batches,
                 remember=self._remember,
-                owner=str(self.ledger.path),
+                owner=content_key("ledger", str(self.ledger.path)),
                 poll=e.poll,
                 watch=lambda b: self.watch(f"batch {b.id}", b.completed + b.failed, b.total, b.state),
             )

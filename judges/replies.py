@@ -11,6 +11,7 @@ They read what the published code reads, without its crashes (PROTOCOLS: what is
   ``[label]``; ``<`` may stand for ``>`` turned round, as in its ``show_result.py``.
 - "m_or_M": alpaca_eval 0.6.6 ``completion_parsers.logprob_parser``: P(m) / (P(m) + P(M)) of the first token.
 - "preference": a preference that was published without the reply, as alpaca_eval's annotations hold it.
+- "json:rating", "json:pair", …: the verdict as JSON that a schema describes (:mod:`judges.structured`).
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ READERS = 1
 class ReplyFormat:
     """How a judge is made to answer, and how its answer is read.
 
-    ``choices`` bounds the reply where the engine can do that, ``top_logprobs`` asks for that many alternatives of
-    its first token. ``read`` returns the preference in [0, 1] for the answer shown first, or a rating; ``span`` the
-    part of the text that it reads (None: there is none). ``again`` is what the judge is told, once, as a further
-    user turn where ``span`` finds nothing in its first reply.
+    ``choices`` bounds the reply where the engine can do that, ``schema`` (a JSON schema as JSON text) holds it to
+    JSON, ``top_logprobs`` asks for that many alternatives of its first token. ``read`` returns the preference in
+    [0, 1] for the answer shown first, or a rating; ``span`` the part of the text that it reads (None: there is none).
+    ``again`` is what the judge is told, once, as a further user turn where ``span`` finds nothing in its first reply.
     """
 
     read: Callable[[Judgment], float | None]
@@ -50,6 +51,7 @@ class ReplyFormat:
     top_logprobs: int = 0
     again: str | None = None
     span: Callable[[Judgment], str | None] = lambda judgment: judgment.text or None
+    schema: str = ""
 
 
 def a_or_b(judgment: Judgment) -> float | None:
@@ -161,17 +163,22 @@ REPLIES: dict[str, ReplyFormat] = {
 def reply_format(name: str) -> ReplyFormat:
     """Return the format called ``name``; "alpaca_eval:ANNOTATOR" is that annotator's, as alpaca_eval configures it.
 
-    Raises ValueError for a name that is none.
+    "json:NAME" is the JSON form of the format NAME. Raises ValueError for a name that is none.
     """
+    if name in REPLIES:
+        return REPLIES[name]
     if name.startswith("alpaca_eval:"):
         from judges.annotators import annotator_format
 
         return annotator_format(name)
-    if name not in REPLIES:
-        near = difflib.get_close_matches(name, REPLIES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no reply format {name!r}; there are {', '.join(REPLIES)} and alpaca_eval:ANNOTATOR.{hint}")
-    return REPLIES[name]
+    from judges.structured import structured_format, structured_names
+
+    if name in structured_names():
+        return structured_format(name)
+    names = [*REPLIES, *structured_names()]
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"no reply format {name!r}; there are {', '.join(names)} and alpaca_eval:ANNOTATOR.{hint}")
 
 
 def span(name: str, judgment: Judgment) -> str | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from evals.power import detectable_difference, questions_needed
 from evals.records import Score
+from reports.marks import detectors, footnotes, marked_models, marked_name
 from results import queries
 from results.queries import DifferenceRow, LeaderboardRow
 from results.store import Ledger
@@ -18,7 +19,14 @@ from results.store import Ledger
 LEVEL = 0.05  # two-sided; the 95 % interval must also leave out zero before anything is claimed
 MISSING = "missing"
 ACROSS = 6  # columns of a table in a terminal, beside the first
+WITHOUT = "without flagged"  # what the same score is without the answers that look like attacks
 COLUMNS = ("model", "benchmark", "version", "judge", "metric", "value", "low", "high", "n", "missing", "flags")
+BESIDE = (
+    "unflagged",
+    "unflagged_low",
+    "unflagged_high",
+    "unflagged_n",
+)  # columns that follow where answers are flagged
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +62,9 @@ def comparison(
     rows = queries.leaderboard(ledger, benchmark=benchmark, model=model, models=models)
     rows += _beside(rows, figures, queries.display_names(ledger))
     found = queries.differences(ledger, benchmark=benchmark, model=model, models=models)
-    return Comparison(rows=tuple(rows), statements=tuple(statement(row) for row in found))
+    marked = marked_models(queries.leaderboard(ledger, benchmark=benchmark) if found else ())  # of either model
+    said = tuple(statement(row, marked=marked.get((row.benchmark, row.version), ())) for row in found)
+    return Comparison(rows=tuple(rows), statements=said)
 
 
 def _beside(rows: Sequence[LeaderboardRow], figures: Sequence[Score], names: Mapping[str, str]) -> list[LeaderboardRow]:
@@ -75,38 +85,43 @@ def _beside(rows: Sequence[LeaderboardRow], figures: Sequence[Score], names: Map
             n=f.n,
             missing=f.missing,
             flags=f.flags,
+            unflagged=None,
+            unflagged_low=None,
+            unflagged_high=None,
+            unflagged_n=None,
         )
         for f in figures
         if f.model in shown
     ]
 
 
-def statement(row: DifferenceRow) -> Statement:
+def statement(row: DifferenceRow, *, marked: Collection[str] = ()) -> Statement:
     """Say what one paired difference shows, and no more than that.
 
     A model beats another only where the interval leaves out zero and p, corrected for the number of comparisons, is
-    below 0.05. Higher is better.
+    below 0.05. Higher is better. ``marked`` are the names of the models that bear the mark of an attack.
     """
+    name, other = marked_name(row.name, marked), marked_name(row.other_name, marked)
     both = row.baseline_name not in (None, row.name, row.other_name)
     where = f"on {row.benchmark} {row.metric}" + (f" (both against {row.baseline_name})" if both else "")
     judged = "" if row.judge_name == "check" else f" as judged by {row.judge_name}"
     counted = f"n = {row.n}" + (f", {row.missing} {MISSING}" if row.missing else "")
     verdict = _verdict(row)
     if verdict == "missing":
-        text = f"nothing can be said of {row.name} and {row.other_name} {where}{judged}: no question has both scores"
+        text = f"nothing can be said of {name} and {other} {where}{judged}: no question has both scores"
         return Statement(row, verdict, f"{text} ({counted}).")
     corrected = "" if row.p_holm is None else f", {p_text(row.p_holm)} after Holm's correction"
     tested = f"{p_text(row.p)}{corrected}, {counted}"
     if verdict == "none":
         size = f"{number(row.value, row.metric, sign=True)} {interval(row.low, row.high, row.metric)} points"
-        text = f"no difference shown between {row.name} and {row.other_name} {where}{judged}: {size}"
+        text = f"no difference shown between {name} and {other} {where}{judged}: {size}"
         if row.detectable is not None:
             text += f" (one of {number(row.detectable, row.metric)} would be found four times in five{_needed(row)})"
     else:
         verb = "beats" if verdict == "better" else "loses to"
         low, high = (row.low, row.high) if verdict == "better" else (_minus(row.high), _minus(row.low))
         size = f"{number(abs(row.value or 0.0), row.metric)} {interval(low, high, row.metric)} points"
-        text = f"{row.name} {verb} {row.other_name} {where} by {size}{judged}"
+        text = f"{name} {verb} {other} {where} by {size}{judged}"
     return Statement(row, verdict, f"{text} ({tested}).")
 
 
@@ -147,6 +162,16 @@ def interval(low: float | None, high: float | None, metric: str) -> str:
     return f"[{number(low, metric)}, {number(high, metric)}]"
 
 
+def without_flagged(row: LeaderboardRow, *, span: bool = False) -> str:
+    """Write a score without the flagged answers, with ``span`` its interval too; "" where no answer is flagged."""
+    if row.unflagged_n is None:
+        return ""
+    if row.unflagged is None:
+        return "none left"
+    low, high = row.unflagged_low, row.unflagged_high
+    return number(row.unflagged, row.metric) + (f" {interval(low, high, row.metric)}" if span else "")
+
+
 def p_text(p: float | None) -> str:
     """Write a p-value as people cite it."""
     if p is None:
@@ -155,20 +180,26 @@ def p_text(p: float | None) -> str:
 
 
 def to_json(rows: Sequence[LeaderboardRow]) -> str:
-    """Return the rows as a JSON list of objects; ``model`` and ``judge`` are names, a missing value is null."""
-    return json.dumps([_plain(row) for row in rows], ensure_ascii=False, indent=2) + "\n"
+    """Return the rows as a JSON list of objects; ``model`` and ``judge`` are names, a missing value is null.
+
+    Where answers are flagged as attacks, every row also has the score without them: ``unflagged`` and its parts.
+    """
+    columns = _columns(rows)
+    return json.dumps([_plain(row, columns) for row in rows], ensure_ascii=False, indent=2) + "\n"
 
 
 def to_csv(rows: Sequence[LeaderboardRow]) -> str:
     """Return the rows as CSV with a header; a missing value is an empty cell, flags are parted by spaces.
 
-    A text that a spreadsheet would take for a formula gets an apostrophe before it.
+    A text that a spreadsheet would take for a formula gets an apostrophe before it. Columns for the scores without
+    flagged answers follow where there are such scores.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    columns = _columns(rows)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        cells = {**_plain(row), "flags": " ".join(row.flags)}
+        cells = {**_plain(row, columns), "flags": " ".join(row.flags)}
         writer.writerow({name: _no_formula(cell) if isinstance(cell, str) else cell for name, cell in cells.items()})
     return text.getvalue()
 
@@ -181,20 +212,22 @@ def _no_formula(text: str) -> str:
 def grids(rows: Sequence[LeaderboardRow]) -> dict[str, list[dict[str, str]]]:
     """Return small tables by title, a benchmark each: a row a model, a column a metric, what is missing under it.
 
-    Of many metrics, few models make a row a metric and a column a model, and many models several tables.
+    Of many metrics, few models make a row a metric and a column a model, and many models several tables. Models whose
+    answers look like attacks are marked: print :func:`reports.marks.footnotes` below the tables.
     """
     found: dict[str, dict[str, dict[str, str]]] = {}
-    against = _against(rows)
+    against, marked = _against(rows), marked_models(rows)
     for row in rows:
         judged = "" if row.judge_name == "check" else f"\nby {row.judge_name}"
         judged += f"\n{against[row]}" if against[row] else ""
         missing = f"\n{row.missing} {MISSING}" if row.missing and row.value is not None else ""
-        flags = "".join(f"\n{flag}" for flag in row.flags)
+        flags = "".join(f"\n{flag}" for flag in row.flags if not detectors([flag]))  # the name's mark says those
         span = "" if row.value is None else f"\n{interval(row.low, row.high, row.metric)}"
-        cell = f"{number(row.value, row.metric)}{span}{missing}{flags}"
+        without = "" if row.unflagged_n is None else f"\n{WITHOUT}: {without_flagged(row)}"
+        cell = f"{number(row.value, row.metric)}{span}{without}{missing}{flags}"
         models = found.setdefault(f"{row.benchmark} {row.version}", {})
         column = row.metric.replace(":", ":\n", 1) + judged
-        models.setdefault(row.name, {})[column] = cell
+        models.setdefault(marked_name(row.name, marked[row.benchmark, row.version]), {})[column] = cell
     return {title: table for benchmark, models in found.items() for title, table in _laid_out(benchmark, models)}
 
 
@@ -231,46 +264,67 @@ def _laid_out(benchmark: str, models: Mapping[str, Mapping[str, str]]) -> Iterat
         yield title, [{"model": name, **{c: cells.get(c, "") for c in part}} for name, cells in models.items()]
 
 
-def _plain(row: LeaderboardRow) -> dict[str, object]:
-    values = (row.name, row.benchmark, row.version, row.judge_name, row.metric, row.value, row.low, row.high)
-    return dict(zip(COLUMNS, (*values, row.n, row.missing, list(row.flags)), strict=True))
+def _columns(rows: Sequence[LeaderboardRow]) -> tuple[str, ...]:
+    return (*COLUMNS, *BESIDE) if _any_unflagged(rows) else COLUMNS
 
 
-_HEADER = ("model", "benchmark", "judge", "metric", "value", "95 % interval", "n", "missing", "flags")
-_NUMERIC = frozenset({"value", "95 % interval", "n", "missing"})
+def _any_unflagged(rows: Sequence[LeaderboardRow]) -> bool:
+    return any(row.unflagged_n is not None for row in rows)
+
+
+def _plain(row: LeaderboardRow, columns: Sequence[str]) -> dict[str, object]:
+    named = {"model": row.name, "judge": row.judge_name, "flags": list(row.flags)}
+    return {name: named[name] if name in named else getattr(row, name) for name in columns}
+
+
+_NUMERIC = frozenset({"value", "95 % interval", WITHOUT, "n", "missing"})
 
 
 def to_markdown(rows: Sequence[LeaderboardRow]) -> str:
-    """Return the rows as a Markdown table (GitHub's kind)."""
-    rule = ["---:" if name in _NUMERIC else "---" for name in _HEADER]
-    against = _against(rows)
-    lines = [_HEADER, rule, *(_cells(row, against[row], _markdown) for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    """Return the rows as a Markdown table (GitHub's kind), with footnotes to the models that are marked."""
+    header, *body = _table(rows, _markdown)
+    rule = ["---:" if name in _NUMERIC else "---" for name in _header(rows)]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *body))
+    return table + "".join(f"\n{_markdown(note)}\n" for note in footnotes(rows))
 
 
 def to_latex(rows: Sequence[LeaderboardRow]) -> str:
-    """Return the rows as a LaTeX ``tabular``; the document needs the package booktabs."""
-    columns = "".join("r" if name in _NUMERIC else "l" for name in _HEADER)
-    header = " & ".join(_latex(name) for name in _HEADER)
-    against = _against(rows)
-    body = "".join(" & ".join(_cells(row, against[row], _latex)) + " \\\\\n" for row in rows)
-    rules = f"\\toprule\n{header} \\\\\n\\midrule\n{body}\\bottomrule"
-    return f"\\begin{{tabular}}{{{columns}}}\n{rules}\n\\end{{tabular}}\n"
+    """Return the rows as a LaTeX ``tabular``, with footnotes to the models that are marked below it.
+
+    The document needs the package booktabs.
+    """
+    header, *body = _table(rows, _latex)
+    columns = "".join("r" if name in _NUMERIC else "l" for name in _header(rows))
+    lines = "".join(" & ".join(line) + " \\\\\n" for line in body)
+    rules = f"\\toprule\n{' & '.join(header)} \\\\\n\\midrule\n{lines}\\bottomrule"
+    notes = "".join(f"\n\\par\\smallskip{{\\footnotesize {_latex(note)}}}\n" for note in footnotes(rows))
+    return f"\\begin{{tabular}}{{{columns}}}\n{rules}\n\\end{{tabular}}\n{notes}"
 
 
-def _cells(row: LeaderboardRow, against: str, escape: Callable[[str], str]) -> list[str]:
-    cells = (
-        row.name,
-        f"{row.benchmark} {row.version}",
-        row.judge_name,
-        f"{row.metric} {against}",
-        number(row.value, row.metric),
-        interval(row.low, row.high, row.metric),
-        str(row.n),
-        str(row.missing),
-        ", ".join(row.flags),
-    )
-    return [escape(" ".join(cell.split())) for cell in cells]
+def _header(rows: Sequence[LeaderboardRow]) -> list[str]:
+    without = [WITHOUT] if _any_unflagged(rows) else []
+    return ["model", "benchmark", "judge", "metric", "value", "95 % interval", *without, "n", "missing", "flags"]
+
+
+def _table(rows: Sequence[LeaderboardRow], escape: Callable[[str], str]) -> Iterator[list[str]]:
+    """Yield the header and a line for each row, their cells escaped."""
+    names = _header(rows)
+    yield [escape(name) for name in names]
+    against, marked = _against(rows), marked_models(rows)
+    for row in rows:
+        values = (
+            marked_name(row.name, marked[row.benchmark, row.version]),
+            f"{row.benchmark} {row.version}",
+            row.judge_name,
+            f"{row.metric} {against[row]}",
+            number(row.value, row.metric),
+            interval(row.low, row.high, row.metric),
+            *([without_flagged(row, span=True)] if WITHOUT in names else []),
+            str(row.n),
+            str(row.missing),
+            ", ".join(row.flags),
+        )
+        yield [escape(" ".join(cell.split())) for cell in values]
 
 
 def _markdown(text: str) -> str:
@@ -285,6 +339,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "−": "$-$",
+    "†": r"$^{\dagger}$",
 }
 
 

@@ -11,11 +11,12 @@ import itertools
 import textwrap
 import unicodedata
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
 from reports.compare import Statement
+from reports.marks import MARK
 from results.queries import LeaderboardRow, TrainingRow
 
 # Okabe & Ito 2008, "Color Universal Design": told apart by colour-blind readers, on white and on near-black.
@@ -42,8 +43,13 @@ _STYLE = {
 }
 
 
-def leaderboard_figure(rows: Sequence[LeaderboardRow], *, name: str = "leaderboard") -> str:
-    """Draw every score with its 95 % interval, best first: one panel for each benchmark, judge and metric."""
+def leaderboard_figure(
+    rows: Sequence[LeaderboardRow], *, name: str = "leaderboard", marked: Collection[str] = ()
+) -> str:
+    """Draw every score with its 95 % interval, best first: one panel for each benchmark, judge and metric.
+
+    The names of models that are ``marked``, whose answers look like attacks on the judge, bear the mark.
+    """
 
     def draw(axes: Any, panel: list[LeaderboardRow]) -> None:
         panel = sorted(panel, key=lambda row: (row.value is None, -(row.value or 0.0), row.name))
@@ -55,7 +61,7 @@ def leaderboard_figure(rows: Sequence[LeaderboardRow], *, name: str = "leaderboa
             axes.axvline(50, color=_INK, linewidth=0.8, linestyle=(0, (3, 3)))
         against = f", against {panel[0].baseline_name}" if panel[0].baseline_name else ""
         title = f"{panel[0].metric}, {panel[0].benchmark} ({panel[0].judge_name}){against}"
-        _axis(axes, [row.name for row in panel], title)
+        _axis(axes, [_label(row.name) + (f" {MARK}" if row.name in marked else "") for row in panel], title)
 
     def panel_of(row: LeaderboardRow) -> tuple[str, ...]:
         return (row.benchmark, row.version, row.judge_name, row.metric, row.baseline_name or "")
@@ -75,7 +81,7 @@ def differences_figure(statements: Sequence[Statement], *, name: str = "differen
         first = panel[0].difference
         both = f" (both against {first.baseline_name})" if first.baseline_name not in (None, first.other_name) else ""
         title = f"{first.metric}, {first.benchmark} ({first.judge_name}): minus {first.other_name}{both}"
-        _axis(axes, [each.difference.name for each in panel], title)
+        _axis(axes, [_label(each.difference.name) for each in panel], title)
 
     def panel_of(each: Statement) -> tuple[str, ...]:
         row = each.difference
@@ -140,7 +146,7 @@ def _whisker(axes: Any, place: int, values: tuple[float | None, ...], colour: st
 
 
 def _axis(axes: Any, names: list[str], title: str) -> None:
-    axes.set_yticks(range(len(names)), [_label(name) for name in names])
+    axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_title(textwrap.fill(_label(title, longest=96), width=38))
     axes.grid(visible=True, axis="x")

@@ -1,4 +1,4 @@
-"""One self-contained page: leaderboard, differences, answers side by side, the judge's audit, provenance.
+"""One self-contained page: leaderboard, differences, answers side by side, the judges' audit, costs, provenance.
 
 What models and judges wrote is hostile text. It enters the page in two ways only: escaped by the template, or as
 JSON that the page's script puts into text nodes. The page's own policy forbids every script and style but ours, by
@@ -11,9 +11,9 @@ import base64
 import dataclasses
 import hashlib
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evals.records import Model
-from reports.compare import Comparison, Statement, comparison, interval, number, p_text
+from reports.audit import judge_audit, visible
+from reports.browser import browser_data
+from reports.compare import Comparison, Statement, comparison, interval, number, p_text, without_flagged
+from reports.costs import cost_groups, cost_parts, cost_total
 from reports.figures import differences_figure, leaderboard_figure, training_figure
-from results import queries
-from results.queries import AnswerRow, CheckRow, JudgeOrderRow, JudgmentRow, LeaderboardRow, RunRow, TrainingRow
+from reports.marks import ATTACK, MARK, detectors, footnotes, marked_models
+from results import audit_queries, queries
+from results.queries import AnswerRow, JudgmentRow, LeaderboardRow, RunRow, TrainingRow
 from results.store import Ledger
 
 _HERE = Path(__file__).parent
@@ -43,18 +47,30 @@ def page(ledger: Ledger, *, title: str, notes: Sequence[str] | None = None) -> s
     ``notes`` stand at its top, where nobody misses them; None means those of the last run's experiment.
     """
     compared = comparison(ledger)
-    answers, judgments = queries.answers_wide(ledger), queries.judgments_wide(ledger)
     models = _models(ledger)
-    runs = queries.runs(ledger)
+    controls = {model.name for model in models if model.kind == "control"}  # they answer nothing
+    answers = [row for row in queries.answers_wide(ledger) if row.model_name not in controls]
+    judgments, runs = queries.judgments_wide(ledger), queries.runs(ledger)
+    answered = Counter((row.model_name, row.benchmark, row.version) for row in answers)
+    audit, costs = judge_audit(ledger, compared.rows, answered=answered), audit_queries.costs(ledger)
     sections = {
         "scores": _score_groups(compared.rows),
-        "differences": _difference_groups(compared.statements),
+        "differences": _difference_groups(compared.statements, marked_models(compared.rows)),
         "compared": len(compared.statements),
         "shown": [each for each in compared.statements if each.verdict in ("better", "worse")],
         "unshown": [each for each in compared.statements if each.verdict not in ("better", "worse")],
         "has_answers": bool(answers),
-        "data": _data(answers, judgments, queries.checks(ledger), models),
-        "orders": [_order(row) for row in queries.judge_order(ledger)],
+        "data": browser_data(
+            answers,
+            judgments,
+            queries.checks(ledger),
+            models=[model.name for model in models],
+            flagged=audit["flagged"] + audit["stray"],
+        ),
+        **audit,
+        "cost_total": cost_total(costs),
+        "cost_groups": cost_groups(costs),
+        "cost_parts": cost_parts(costs),
         **_training(queries.training(ledger)),
         "recipes": _recipes(models),
         "failures": _table(queries.failures(ledger), without=("key",)),
@@ -87,13 +103,16 @@ def _render(**context: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update({"number": number, "interval": interval, "p_text": p_text})
+    environment.filters.update(
+        {"number": number, "interval": interval, "p_text": p_text, "without": without_flagged, "visible": visible}
+    )
     css, js = ((_HERE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     names = {
         "leaderboard": True,
         "differences": context["differences"],
         "answers": context["has_answers"],
-        "judges": context["orders"],
+        "judges": any(context[name] for name in ("orders", "blocks", "matrices", "flagged", "stray", "served")),
+        "costs": context["cost_groups"],
         "training": context["curves"],
         "recipes": context["recipes"],
         "failures": context["failures"],
@@ -101,7 +120,14 @@ def _render(**context: Any) -> str:
     }
     listed = [(f"section-{name}", name.capitalize()) for name, there in names.items() if there]
     made = environment.get_template("page.html").render(
-        **context, css=css, js=js, policy=_policy(css=css, js=js), sections=listed
+        **context,
+        css=css,
+        js=js,
+        policy=_policy(css=css, js=js),
+        sections=listed,
+        there=names,
+        mark=MARK,
+        attack=ATTACK,
     )
     return re.sub("[\ud800-\udfff]", "\ufffd", made) + "\n"
 
@@ -143,19 +169,30 @@ def _score_groups(rows: Sequence[LeaderboardRow]) -> list[dict[str, Any]]:
     for row in rows:
         key = (row.benchmark, row.version, row.metric, row.judge_name, row.baseline_name or "")
         grouped.setdefault(key, []).append(row)
-    groups = []
+    groups, marked = [], marked_models(rows)
     for place, ((benchmark, version, metric, judge, baseline), found) in enumerate(grouped.items()):
         against = f", against {baseline} (50 is even with it)" if baseline else ""
         drawn = any(row.value is not None for row in found)
-        figure = leaderboard_figure(found, name=f"leaderboard-{place}") if drawn else ""
-        title = f"{benchmark} {version} · {metric}"
-        flagged = any(row.flags for row in found)
-        how = f"{_judged(judge)}{against}."
-        groups.append({"title": title, "how": how, "rows": found, "flagged": flagged, "figure": figure})
+        names = marked[benchmark, version] & {row.name for row in found}
+        of_names = [r for r in rows if r.name in names and (r.benchmark, r.version) == (benchmark, version)]
+        groups.append(
+            {
+                "title": f"{benchmark} {version} · {metric}",
+                "how": f"{_judged(judge)}{against}.",
+                "rows": found,
+                "flagged": any(len(row.flags) > len(detectors(row.flags)) for row in found),
+                "unflagged": any(row.unflagged_n is not None for row in found),
+                "marked": names,
+                "footnotes": footnotes(of_names),
+                "figure": leaderboard_figure(found, name=f"leaderboard-{place}", marked=names) if drawn else "",
+            }
+        )
     return groups
 
 
-def _difference_groups(statements: Sequence[Statement]) -> list[dict[str, Any]]:
+def _difference_groups(
+    statements: Sequence[Statement], marked: Mapping[tuple[str, str], Collection[str]]
+) -> list[dict[str, Any]]:
     grouped: dict[tuple[str, ...], list[Statement]] = {}
     for each in statements:
         row = each.difference
@@ -167,60 +204,13 @@ def _difference_groups(statements: Sequence[Statement]) -> list[dict[str, Any]]:
         figure = differences_figure(found, name=f"differences-{place}") if drawn else ""
         title = f"{benchmark} {version} · {metric}, minus {other}"
         both = f", both against {baseline}" if baseline not in ("", other) else ""
-        groups.append({"title": title, "how": f"{_judged(judge)}{both}; in points.", "rows": found, "figure": figure})
+        shown = {"rows": found, "figure": figure, "marked": marked.get((benchmark, version), ())}
+        groups.append({"title": title, "how": f"{_judged(judge)}{both}; in points.", **shown})
     return groups
 
 
 def _judged(judge: str) -> str:
     return "Scored by exact checks, without a judge" if judge == "check" else f"Judged by {judge}"
-
-
-def _data(
-    answers: Sequence[AnswerRow],
-    judgments: Sequence[JudgmentRow],
-    checks: Sequence[CheckRow],
-    models: Sequence[Model],
-) -> str:
-    """Return what the answer browser shows, as JSON that no HTML parser can read as markup."""
-    questions: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for row in answers:
-        new = {"benchmark": row.benchmark, "version": row.version, "id": row.question, "category": row.category}
-        rows: dict[str, Any] = {"turns": {}, "answers": [], "judgments": [], "checks": []}
-        question = questions.setdefault((row.benchmark, row.version, row.question), {**new, **rows})
-        turn = {"turn": row.turn, "prompt": row.prompt, "reference": row.reference, "check": row.check}
-        question["turns"].setdefault(row.turn, turn)
-        names = ("turn", "text", "finish_reason", "output_tokens", "seconds", "temperature", "seed")
-        question["answers"].append({"model": row.model_name, **{name: getattr(row, name) for name in names}})
-    for judged in judgments:
-        if question_ := questions.get((judged.benchmark, judged.version, judged.question)):
-            shown = {"model": judged.model_name, "judge": judged.judge_name, "baseline": judged.baseline_name}
-            likely = [pair for pair in judged.top_logprobs if math.isfinite(pair[1])]  # JSON has no infinity
-            values = {name: getattr(judged, name) for name in ("turn", "order", "value", "reply")}
-            question_["judgments"].append({**shown, **values, "top_logprobs": likely})
-    for check in checks:
-        if question_ := questions.get((check.benchmark, check.version, check.question)):
-            question_["checks"].append({"model": check.model_name, "turn": check.turn, "value": check.value})
-    for question in questions.values():
-        question["turns"] = [question["turns"][turn] for turn in sorted(question["turns"])]
-    answering = {row.model_name for row in answers}
-    order = dict.fromkeys([*(m.name for m in models if m.name in answering), *(row.model_name for row in answers)])
-    found = {"models": list(order), "questions": list(questions.values())}
-    text = json.dumps(found, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-def _order(row: JudgeOrderRow) -> dict[str, Any]:
-    first, consistent = f"{row.first_preferred:.0%}", f"{row.consistent:.0%}"
-    benchmark = f"{row.benchmark} {row.version}"
-    warning = ""
-    if row.consistent < 0.5 or abs(row.first_preferred - 0.5) >= 0.2:
-        warning = (
-            f"{row.judge_name} mostly judges by place on {benchmark}: it kept its preference in {consistent} of the "
-            f"pairs when the answers changed places, and preferred the answer shown first in {first} of its judgments "
-            "(50% would be fair). Its win rates say little about quality."
-        )
-    shown = {"consistent": consistent, "first": first, "warning": warning}
-    return {"judge": row.judge_name, "benchmark": benchmark, "pairs": row.pairs, **shown}
 
 
 def _training(rows: Sequence[TrainingRow]) -> dict[str, Any]:

@@ -115,6 +115,7 @@ function browser(data) {
       text.dir = "auto";
       const facts = `${answer.output_tokens} tokens in ${answer.seconds.toFixed(1)} s · temperature ${answer.temperature ?? "unknown"} · seed ${answer.seed}`;
       box.append(answer.text.trim() ? text : element("p", "empty", "An empty answer."), element("p", "meta", facts));
+      for (const flag of answer.flags) box.append(element("span", "chip warn", `looks like an attack: ${flag}`), " ");
       if (answer.finish_reason !== "stop") box.append(element("span", "chip warn", `ended by ${answer.finish_reason}`));
     }
     box.append(...current.judgments.filter(mine).map(judgment));

@@ -217,7 +217,7 @@ def usual_judgment(ledger: Ledger, *, judge: str, benchmark: str) -> tuple[int, 
     None where there are fewer than ENOUGH.
     """
     query = """
-        SELECT count(*), avg(output_tokens), avg(seconds) FROM judgments
+        SELECT count(*), avg(output_tokens), avg(nullif(seconds, 0)) FROM judgments
         WHERE key IN (SELECT judgment FROM judge_requests WHERE judge = ? AND benchmark = ?)
     """
     return _usual(ledger, query, judge, benchmark)
@@ -225,13 +225,13 @@ def usual_judgment(ledger: Ledger, *, judge: str, benchmark: str) -> tuple[int, 
 
 def usual_answer(ledger: Ledger, *, model: str, benchmark: str) -> tuple[int, float, float] | None:
     """Return how a model's answers to a benchmark were, as :func:`usual_judgment` does."""
-    query = "SELECT count(*), avg(output_tokens), avg(seconds) FROM answers WHERE model = ? AND benchmark = ?"
+    query = "SELECT count(*), avg(output_tokens), avg(nullif(seconds, 0)) FROM answers WHERE model = ? AND benchmark = ?"
     return _usual(ledger, query, model, benchmark)
 
 
 def _usual(ledger: Ledger, query: str, *params: str) -> tuple[int, float, float] | None:
     [(count, tokens, seconds)] = ledger.sql(query, *params).fetchall()
-    return (count, tokens, seconds) if count >= ENOUGH else None
+    return (count, tokens, seconds or 0.0) if count >= ENOUGH else None  # of a batch no seconds are known
 
 
 def spent(ledger: Ledger) -> float:

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LeaderboardRow:
-    """A score with its 95 % interval; ``judge`` and ``judge_name`` are "check" where no judge was asked."""
+    """A score with its 95 % interval; ``judge`` and ``judge_name`` are "check" where no judge was asked.
+
+    ``unflagged`` is the same without the answers that look like attacks on the judge, over ``unflagged_n`` questions;
+    None where no answer is flagged.
+    """
 
     model: str
     name: str
@@ -34,6 +38,10 @@ class LeaderboardRow:
     n: int
     missing: int
     flags: tuple[str, ...]
+    unflagged: float | None = None
+    unflagged_low: float | None = None
+    unflagged_high: float | None = None
+    unflagged_n: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,23 +130,6 @@ class TrainingRow:
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeOrderRow:
-    """How much the order of the answers moved a judge, over the pairs it judged in both orders.
-
-    A pair is one turn of one question by one model against one baseline. ``first_preferred`` is the share of
-    judgments that preferred the answer shown first, a tie counting half: 0.5 for a judge without position bias.
-    ``consistent`` is the share of pairs where both orders agree on the winner (or on a tie).
-    """
-
-    judge_name: str
-    benchmark: str
-    version: str
-    pairs: int
-    first_preferred: float
-    consistent: float
-
-
-@dataclass(frozen=True, slots=True)
 class RunRow:
     """One run of a command; ``ended`` and ``outcome`` are None while it runs and after it was killed."""
 
@@ -180,7 +171,7 @@ def leaderboard(
     model: str | None = None,
     models: Collection[str] | None = None,
 ) -> list[LeaderboardRow]:
-    """Return every score, the best of each metric first.
+    """Return every candidate's scores, the best of each metric first; panels, controls and retests are no candidates.
 
     ``model`` is an identity, a name (of several models, perhaps) or the name one is shown under; ``models`` are the
     identities to keep.
@@ -189,7 +180,7 @@ def leaderboard(
         ledger,
         """
         SELECT model, name, kind, benchmark, version, judge, judge_name, baseline_name, metric,
-               value, low, high, n, missing, flags
+               value, low, high, n, missing, flags, unflagged, unflagged_low, unflagged_high, unflagged_n
         FROM leaderboard
         WHERE ($1 IS NULL OR $1 IN (benchmark, benchmark || '@' || version))
           AND ($2 IS NULL OR model = $2 OR model IN (SELECT id FROM model_names WHERE $2 IN (name, display)))
@@ -200,7 +191,7 @@ def leaderboard(
         model,
         None if models is None else list(models),
     )
-    return [LeaderboardRow(*(*row[:-1], tuple(row[-1]))) for row in rows]
+    return [LeaderboardRow(*(*row[:14], tuple(row[14]), *row[15:])) for row in rows]
 
 
 def differences(
@@ -210,7 +201,7 @@ def differences(
     model: str | None = None,
     models: Collection[str] | None = None,
 ) -> list[DifferenceRow]:
-    """Return every paired difference between two models, by benchmark and metric.
+    """Return every paired difference between two candidates, by benchmark and metric.
 
     ``model`` is either of the two, named as in :func:`leaderboard`; of ``models``, both must be among them.
     """
@@ -226,7 +217,10 @@ def differences(
         LEFT JOIN model_names o ON o.id = d.other
         LEFT JOIN model_names j ON j.id = d.judge
         LEFT JOIN model_names b ON b.id = d.baseline
-        WHERE ($1 IS NULL OR $1 IN (benchmark, benchmark || '@' || version))
+        WHERE NOT ends_with(metric, ':unflagged')
+          AND coalesce(m.kind, '') NOT IN ('panel', 'control', 'retest')
+          AND coalesce(o.kind, '') NOT IN ('panel', 'control', 'retest')
+          AND ($1 IS NULL OR $1 IN (benchmark, benchmark || '@' || version))
           AND ($2 IS NULL OR $2 IN (d.model, m.name, m.display, d.other, o.name, o.display))
           AND ($3::VARCHAR[] IS NULL OR list_has_all($3::VARCHAR[], [d.model, d.other]))
         ORDER BY benchmark, version, judge_name, baseline_name, metric, other_name, value DESC NULLS LAST,
@@ -292,31 +286,6 @@ def training(ledger: Ledger) -> list[TrainingRow]:
         """,
     )
     return [TrainingRow(*row) for row in rows]
-
-
-def judge_order(ledger: Ledger) -> list[JudgeOrderRow]:
-    """Return, judge by judge and benchmark by benchmark, how much the order of the answers mattered."""
-    rows = _rows(
-        ledger,
-        """
-        WITH pairs AS (
-            SELECT judge, benchmark, version,
-                   avg(value) FILTER (answer_order = 'model_first') AS model_first,
-                   avg(value) FILTER (answer_order = 'baseline_first') AS baseline_first
-            FROM verdicts
-            WHERE answer_order IN ('model_first', 'baseline_first') AND value IS NOT NULL
-            GROUP BY judge, benchmark, version, question, turn, model, baseline
-            HAVING model_first IS NOT NULL AND baseline_first IS NOT NULL
-        )
-        SELECT coalesce(j.display, p.judge) AS judge_name, benchmark, version, count(*) AS pairs,
-               avg((sign(model_first - 0.5) - sign(baseline_first - 0.5)) / 4 + 0.5) AS first_preferred,
-               avg((sign(model_first - 0.5) = sign(baseline_first - 0.5))::INTEGER) AS consistent
-        FROM pairs p LEFT JOIN model_names j ON j.id = p.judge
-        GROUP BY p.judge, j.display, benchmark, version
-        ORDER BY benchmark, version, judge_name, p.judge
-        """,
-    )
-    return [JudgeOrderRow(*row) for row in rows]
 
 
 def runs(ledger: Ledger) -> list[RunRow]:

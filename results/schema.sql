@@ -351,13 +351,20 @@ SELECT
     s.missing,
     s.flags,
     s.provenance,
-    s.scored_at
+    s.scored_at,
+    u.value AS unflagged,
+    u.low AS unflagged_low,
+    u.high AS unflagged_high,
+    u.n AS unflagged_n
 FROM scores s
+LEFT JOIN scores u ON u.model = s.model AND u.benchmark = s.benchmark AND u.version = s.version AND u.judge = s.judge
+    AND u.baseline = s.baseline AND u.metric = s.metric || ':unflagged'
 LEFT JOIN model_names m ON m.id = s.model
 LEFT JOIN model_names j ON j.id = s.judge
 LEFT JOIN model_names b ON b.id = s.baseline
+WHERE NOT ends_with(s.metric, ':unflagged') AND coalesce(m.kind, '') NOT IN ('panel', 'control', 'retest')
 ORDER BY s.benchmark, s.version, judge_name, baseline_name, s.metric, s.value DESC NULLS LAST, name, s.model;
-COMMENT ON VIEW leaderboard IS 'Every score with its 95 % interval and the names of model, judge and baseline; the best of each metric first.';
+COMMENT ON VIEW leaderboard IS 'Every score of a candidate with its 95 % interval, the same without its flagged answers (unflagged: NULL where none is flagged) and the names of model, judge and baseline; the best of each metric first.';
 
 CREATE OR REPLACE VIEW answers_wide AS
 SELECT
@@ -434,3 +441,111 @@ LEFT JOIN model_names m ON m.id = c.model
 LEFT JOIN model_names s ON s.id = c.source
 ORDER BY model_name, c.model, c.name, layer NULLS FIRST, c.tensor, source_name;
 COMMENT ON VIEW coefficients_wide IS 'Every coefficient that a merge used of a tensor, with the names of the model and of the source (NULL: of all sources together) and the tensor''s layer.';
+
+-- Published answers and judgments were paid for by others, and nobody was asked for a control's answers. A judgment
+-- that several requests share counts once, with the first of them.
+CREATE OR REPLACE VIEW costs AS
+WITH asked AS (
+    SELECT judgment, benchmark, model FROM judge_requests
+    QUALIFY row_number() OVER (PARTITION BY judgment ORDER BY recorded_at, key) = 1
+), calls AS (
+    SELECT model AS asked, 'answer' AS stage, benchmark, model, false AS failed, 1 AS replies, prompt_tokens,
+        output_tokens, thinking_tokens, cost
+    FROM answers
+    UNION ALL
+    SELECT g.judge, 'judge', coalesce(r.benchmark, ''), coalesce(r.model, ''), false, coalesce(g.asked, 1),
+        g.prompt_tokens, g.output_tokens, g.thinking_tokens, g.cost
+    FROM judgments g LEFT JOIN asked r ON r.judgment = g.key
+    UNION ALL
+    SELECT f.model, f.stage, f.benchmark, CASE f.stage WHEN 'judge' THEN coalesce(r.model, '') ELSE f.model END, true,
+        0, 0, 0, 0, f.cost
+    FROM failures f LEFT JOIN asked r ON r.judgment = f.key
+)
+SELECT
+    c.asked,
+    coalesce(a.display, c.asked) AS asked_name,
+    coalesce(p.kind, a.kind, '') AS asked_kind,
+    c.stage,
+    c.benchmark,
+    c.model,
+    coalesce(m.display, c.model) AS model_name,
+    count(*) FILTER (NOT c.failed) AS requests,
+    count(*) FILTER (c.failed) AS failures,
+    CAST(sum(c.replies) AS BIGINT) AS replies,
+    CAST(sum(c.prompt_tokens) AS BIGINT) AS prompt_tokens,
+    CAST(sum(c.output_tokens) AS BIGINT) AS output_tokens,
+    CAST(sum(coalesce(c.thinking_tokens, 0)) AS BIGINT) AS thinking_tokens,
+    fsum(c.cost) AS dollars,
+    count(*) - count(c.cost) AS unpriced
+FROM calls c
+LEFT JOIN model_names a ON a.id = c.asked
+LEFT JOIN models r ON r.id = c.asked AND r.kind = 'retest'
+LEFT JOIN models p ON p.id = r.parent  -- a judge asked again is of its own kind still
+LEFT JOIN model_names m ON m.id = c.model
+WHERE coalesce(a.kind, '') NOT IN ('published', 'control')
+GROUP BY ALL
+ORDER BY c.benchmark, c.stage, asked_name, c.asked, model_name, c.model;
+COMMENT ON VIEW costs IS 'What was asked of whom (asked) for which evaluated model: answers or judgments that came (requests), calls that failed, replies that it took, tokens, US dollars for those whose price is known (NULL: for none), and how many have no known price (unpriced).';
+
+CREATE OR REPLACE VIEW served_models AS
+SELECT
+    g.judge,
+    coalesce(j.display, g.judge) AS judge_name,
+    coalesce(j.kind, '') AS judge_kind,
+    g.served_model,
+    g.fingerprint,
+    g.run,
+    min(g.recorded_at) AS first,
+    max(g.recorded_at) AS last,
+    count(*) AS judgments,
+    g.run IS NOT NULL AND (
+        min(g.served_model) OVER told <> max(g.served_model) OVER told
+        OR coalesce(min(nullif(g.fingerprint, '')) OVER told <> max(nullif(g.fingerprint, '')) OVER told, false)
+    ) AS changed
+FROM judgments g
+LEFT JOIN model_names j ON j.id = g.judge
+GROUP BY g.judge, j.display, j.kind, g.served_model, g.fingerprint, g.run
+WINDOW told AS (PARTITION BY g.judge, g.run)
+ORDER BY judge_name, g.judge, first, g.served_model, g.fingerprint;
+COMMENT ON VIEW served_models IS 'What endpoints said that they were while they judged, run by run; changed: the judge was served by several models or systems within one run.';
+
+CREATE OR REPLACE VIEW audits_wide AS
+SELECT
+    a.judge,
+    coalesce(j.display, a.judge) AS judge_name,
+    coalesce(j.kind, '') AS judge_kind,
+    a.benchmark,
+    a.version,
+    a.measure,
+    a.other,
+    coalesce(o.display, a.other) AS other_name,
+    coalesce(o.kind, '') AS other_kind,
+    a.value,
+    a.low,
+    a.high,
+    a.n
+FROM audits a
+LEFT JOIN model_names j ON j.id = a.judge
+LEFT JOIN model_names o ON o.id = a.other
+ORDER BY a.benchmark, a.version, judge_name, a.judge, a.measure, other_name, a.other;
+COMMENT ON VIEW audits_wide IS 'Every measure of how far a judge can be trusted, with the names of the judge and of what it was measured against.';
+
+CREATE OR REPLACE VIEW answer_flags_wide AS
+SELECT
+    f.answer,
+    f.detector,
+    f.model,
+    coalesce(m.display, f.model) AS model_name,
+    coalesce(m.kind, '') AS kind,
+    f.benchmark,
+    f.version,
+    f.question,
+    a.turn,
+    f.detail,
+    a.text
+FROM answer_flags f
+LEFT JOIN answers a ON a.key = f.answer
+LEFT JOIN model_names m ON m.id = f.model
+LEFT JOIN questions q ON q.benchmark = f.benchmark AND q.version = f.version AND q.id = f.question
+ORDER BY f.benchmark, f.version, model_name, f.model, f.detector, q.position, f.question, a.turn, f.answer;
+COMMENT ON VIEW answer_flags_wide IS 'Every answer that looks like an attack on its judge: its model''s name, the detector, what it found, and the answer.';

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from evals.answer import answer, item_seed, stored_answers
+from evals.answer import answer, item_seed, no_price, stored_answers
 from evals.chat import NoReply, Reply
 from evals.records import Answer, Failure, Question, Sampling
 
@@ -13,7 +13,7 @@ class Parrot:
 
     def chat(self, requests):
         self.batches.append(list(requests))
-        for index, request in enumerate(requests):
+        for index, request in enumerate(self.batches[-1]):
             said = request.messages[-1].content
             if "fail" in said:
                 yield index, NoReply("timeout", "no reply", 3)
@@ -25,7 +25,7 @@ def question(name, *turns):
     return Question("b", "1", name, "c", turns)
 
 
-def ask(questions, model, known=None, **sampling):
+def ask(questions, model, known=None, cost=no_price, **sampling):
     known = {} if known is None else known
     records = answer(
         questions,
@@ -33,6 +33,7 @@ def ask(questions, model, known=None, **sampling):
         model=lambda: model,
         sampling=lambda _: Sampling(**sampling),
         stored=lambda keys: {k: known[k] for k in keys if k in known},
+        cost=cost,
     )
     found = []
     for record in records:
@@ -76,6 +77,38 @@ def test_a_run_killed_after_any_answer_ends_as_an_uninterrupted_one():
 def test_a_failed_turn_is_a_failure_record_and_its_next_turn_is_not_asked():
     found = ask([question("q", "please fail", "and then?")], Parrot())
     assert found == [Failure(found[0].key, "answer", "m", "b", "q", "timeout", "no reply", 3)]
+
+
+def test_answers_and_failures_know_what_they_cost():
+    def price(reply):
+        return 0.25 if isinstance(reply, NoReply) else reply.output_tokens * 2.0
+
+    found = ask([question("q", "say"), question("p", "fail")], Parrot(), cost=price)
+    assert [record.cost for record in found] == [2.0, 0.25]
+    assert ask([question("q", "say")], Parrot())[0].cost is None
+
+
+def test_thinking_is_kept_beside_the_answer_and_not_shown_in_the_next_turn():
+    class Thinker(Parrot):
+        def chat(self, requests):
+            for index, reply in super().chat(requests):
+                yield index, replace(reply, thinking="hm", thinking_tokens=1)
+
+    model = Thinker()
+    first, second = ask([question("q", "one", "two")], model)
+    assert (first.thinking, first.thinking_tokens, second.thinking) == ("hm", 1, "hm")
+    assert [m.content for m in model.batches[1][0].messages] == ["one", "you said one", "two"]
+
+
+def test_requests_are_made_as_the_model_takes_them():
+    class Slow:
+        def chat(self, requests):
+            self.given = requests
+            yield from Parrot().chat(requests)
+
+    model = Slow()
+    ask(QUESTIONS[:1], model)
+    assert iter(model.given) is model.given
 
 
 def test_another_temperature_seed_or_model_text_is_another_answer():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
+import threading
 import time
+from collections.abc import Iterator
 from email.utils import formatdate
 from typing import Any
 
@@ -13,8 +16,8 @@ from evals.chat import ChatError, ChatRequest, NoReply, Reply
 from evals.endpoint import EndpointModel
 from evals.endpoint_errors import one_line, retry_after
 from evals.records import Message, Sampling
-from tests import fake_server as fake
-from tests.fake_server import FakeServer
+from tests import fake_replies as fake
+from tests.fake_server import FakeServer, Limit
 
 KEY = "sk-very-secret-0123456789"
 
@@ -49,6 +52,63 @@ def test_text_that_no_file_can_hold_is_mended_where_it_arrives() -> None:
         reply = one(server)
     assert isinstance(reply, Reply)
     assert reply.text == "a\ufffdb 😀"
+
+
+def test_a_reply_carries_its_thinking_and_what_it_cost() -> None:
+    with FakeServer(script=[fake.thinks("yes", "is it so"), fake.thinks("no", "hm", field="reasoning")]) as server:
+        first, second = one(server, ask("say yes or no")), one(server)
+    assert isinstance(first, Reply) and isinstance(second, Reply)
+    assert (first.text, first.thinking, first.output_tokens, first.thinking_tokens) == ("yes", "is it so", 4, 3)
+    assert (first.cached_tokens, first.fingerprint, first.discarded) == (1, "fp_fake", (0, 0))
+    assert (second.thinking, second.thinking_tokens) == ("hm", 1)
+
+
+def test_a_changing_fingerprint_shows() -> None:
+    with FakeServer(fingerprints=["fp_a", "fp_b"]) as server:
+        replies = [reply for _, reply in model(server).chat([ask(str(i)) for i in range(4)])]
+    assert sorted(r.fingerprint for r in replies if isinstance(r, Reply)) == ["fp_a", "fp_a", "fp_b", "fp_b"]
+
+
+def test_replies_thrown_away_are_paid_for_and_counted() -> None:
+    thrown = fake.says("half of it", finish="error")
+    with FakeServer(script=[thrown, thrown, fake.says("whole"), fake.says(None, finish="length")]) as server:
+        reply, failure = one(server, ask("one two")), one(server, ask("one two"))
+    assert isinstance(reply, Reply) and isinstance(failure, NoReply)
+    assert (reply.discarded, reply.output_tokens) == ((4, 6), 1)
+    assert failure.discarded == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        *(None, "none", 7, [], {}, {"content": None}, {"content": []}, {"content": {}}, {"content": [None]}),
+        *({"content": [{}]}, {"content": [{"top_logprobs": None}]}, {"content": [{"top_logprobs": [None, "A", 1]}]}),
+        {"content": [{"top_logprobs": [{"token": "A"}, {"logprob": -1.0}, {"token": 3, "logprob": -1.0}]}]},
+        *({"content": [{"top_logprobs": [{"token": "A", "logprob": bad}]}]} for bad in ("-1.0", None, 2.5, True)),
+        *({"content": [{"top_logprobs": [{"token": "A", "logprob": float(bad)}]}]} for bad in ("nan", "inf", "-inf")),
+    ],
+)
+def test_wrong_log_probabilities_are_none_and_the_reply_stands(logprobs: object) -> None:
+    with FakeServer(script=[fake.with_logprobs(logprobs)]) as server:
+        reply = one(server, ask(top_logprobs=5))
+    assert isinstance(reply, Reply)
+    assert (reply.text, reply.top_logprobs) == ("A", ())
+
+
+def test_good_log_probabilities_survive_among_wrong_ones() -> None:
+    pairs = [("B", -2.0), ("x", float("nan")), ("A", 3e-7), ("y", 1.0)]
+    top = [{"token": token, "logprob": value} for token, value in pairs]
+    with FakeServer(script=[fake.with_logprobs({"content": [{"top_logprobs": top}]})]) as server:
+        reply = one(server, ask(top_logprobs=5))
+    assert isinstance(reply, Reply)
+    assert reply.top_logprobs == (("A", 0.0), ("B", -2.0))
+
+
+def test_a_reply_that_trickles_in_is_whole() -> None:
+    with FakeServer(script=[fake.slowly("in five pieces")]) as server:
+        reply = one(server)
+    assert isinstance(reply, Reply)
+    assert reply.text == "in five pieces"
 
 
 def test_every_index_comes_once_and_slow_requests_hold_up_nobody() -> None:
@@ -111,6 +171,15 @@ def test_openai_itself_is_not_sent_vllms_field_unless_the_user_says_so(monkeypat
     assert ["structured_outputs" in body for body in server.bodies] == [False, True]
 
 
+def test_a_schema_goes_out_as_response_format_unless_extra_body_leaves_it_out() -> None:
+    schema = {"type": "object", "properties": {"rating": {"type": "integer"}}}
+    with FakeServer(fields=fake.OPENAI_FIELDS) as server:
+        one(server, ask(schema=json.dumps(schema)))
+        one(server, ask(schema=json.dumps(schema)), extra_body={"response_format": None})
+    wanted = {"type": "json_schema", "json_schema": {"name": "reply", "schema": schema, "strict": True}}
+    assert [body.get("response_format") for body in server.bodies] == [wanted, None]
+
+
 def test_a_server_that_refuses_a_field_is_asked_without_it_where_extra_body_says_so() -> None:
     request = ask(top_logprobs=5, choices=("A", "B"))
     with FakeServer(fields=fake.OPENAI_FIELDS) as server:
@@ -150,6 +219,7 @@ def test_a_servers_words_cannot_move_the_terminals_cursor() -> None:
     [
         *(fake.broken(), fake.broken(503), fake.dropped(), fake.rate_limited(after="0"), fake.malformed()),
         *(fake.malformed("[]"), fake.says("x", choices=[]), fake.says(None), fake.says("half", finish="error")),
+        *(fake.cut_short(), fake.error(529, "Overloaded"), fake.rate_limited(after_ms="1")),
     ],
 )
 def test_a_passing_trouble_is_survived(trouble: fake.Behaviour) -> None:
@@ -165,6 +235,7 @@ def test_a_passing_trouble_is_survived(trouble: fake.Behaviour) -> None:
         (fake.rate_limited(), "rate_limit"),
         (fake.broken(502), "server"),
         (fake.dropped(), "connection"),
+        (fake.cut_short(), "connection"),
         (fake.malformed(), "bad_reply"),
         (fake.says(None), "bad_reply"),
         (fake.says("late", delay=1.0), "timeout"),
@@ -190,7 +261,9 @@ def test_a_lasting_trouble_is_a_typed_failure_after_the_last_attempt(trouble: fa
         (fake.error(403, "Your input was flagged by moderation"), "content_filter"),
         (fake.error(400, "temperature must be at most 2"), "bad_request"),
         (fake.error(422, "seed: not an integer"), "bad_request"),
-        (fake.says(None, finish="length"), "bad_reply"),
+        (fake.says(None, finish="length"), "truncated"),
+        (fake.thinks("", "on and on", finish="length"), "truncated"),
+        (fake.refuses(), "refusal"),
     ],
 )
 def test_what_would_fail_again_is_not_asked_again(trouble: fake.Behaviour, kind: str) -> None:
@@ -213,6 +286,46 @@ def test_the_servers_wish_to_wait_is_honoured(wish: dict[str, str]) -> None:
         began = time.monotonic()
         assert isinstance(one(server, timeout=60.0), Reply)
     assert 0.2 <= time.monotonic() - began < 5
+
+
+def test_who_waits_for_another_attempt_holds_up_nobody() -> None:
+    def first_is_busy(body: dict[str, Any], before: int) -> fake.Behaviour | None:
+        return fake.rate_limited(after="0.3") if body["seed"] == 0 and not before else None
+
+    requests = [ask(f"q{i}", sampling=Sampling(seed=i)) for i in range(20)]
+    with FakeServer(script=first_is_busy) as server:
+        arrived = [index for index, _ in model(server, concurrency=1).chat(requests)]
+    assert arrived == [*range(1, 20), 0]
+
+
+def test_a_quota_used_up_for_the_day_stops_everything() -> None:
+    words = r"quota is used up for the next 86400 s: run again then"
+    spent = [fake.rate_limited(after="86400")] * 99
+    with FakeServer(script=spent) as server, pytest.raises(ChatError, match=words):
+        list(model(server).chat([ask(str(i)) for i in range(99)]))
+    assert server.count <= 32
+
+
+def test_a_limited_rate_is_learned_without_a_storm() -> None:
+    limit = Limit(rate=400, burst=20)
+    with FakeServer(limit=limit, keep=False) as server:
+        replies = [r for _, r in model(server, backoff=0.05, max_attempts=9).chat([ask(str(i)) for i in range(1000)])]
+    assert all(isinstance(reply, Reply) for reply in replies)
+    assert limit.refused < 100
+
+
+def test_a_rate_that_headers_tell_is_hardly_ever_refused() -> None:
+    limit = Limit(rate=400, burst=200, headers=True)
+    with FakeServer(limit=limit, keep=False) as server:
+        replies = [r for _, r in model(server, backoff=0.05, max_attempts=9).chat([ask(str(i)) for i in range(1000)])]
+    assert all(isinstance(reply, Reply) for reply in replies)
+    assert limit.refused < 50
+
+
+def test_limits_given_by_hand_are_kept() -> None:
+    with FakeServer() as server:
+        list(model(server, requests_per_minute=6000).chat([ask(str(i)) for i in range(101)]))
+    assert server.times[-1] - server.times[0] >= 0.4  # 100 a second, but for a burst of half a second's
 
 
 def test_a_wish_to_wait_for_a_day_ends_the_request() -> None:
@@ -265,6 +378,21 @@ def test_openais_own_variables_never_reach_another_server(monkeypatch: pytest.Mo
     assert KEY not in str(server.headers)
 
 
+def test_openai_itself_is_told_the_organisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    with FakeServer() as server:
+        monkeypatch.setattr("evals.endpoint.OPENAI", server.base_url)
+        one(server, base_url=None)
+    assert server.headers[0]["openai-organization"] == "org-1"
+
+
+def test_a_redirection_is_not_followed_with_the_key() -> None:
+    moved = fake.error(308, "moved", headers={"Location": "http://elsewhere.test/{v1}"})
+    words = r"sends elsewhere .*elsewhere\.test/\{v1\}.*correct base_url"
+    with FakeServer(script=[moved]) as server, pytest.raises(ChatError, match=words):
+        one(server)
+
+
 def test_an_unknown_model_stops_everything_and_says_what_to_correct() -> None:
     with FakeServer(strict=True) as server, pytest.raises(ChatError, match=r"no model 'missing'.*correct `model`"):
         list(model(server, model="missing").chat([ask()] * 50))
@@ -287,6 +415,61 @@ def test_a_server_that_is_not_there_is_an_error_of_the_model_not_of_each_request
         gone = model(server, max_attempts=2)
     with pytest.raises(ChatError, match=r"nothing answers at http://127\.0\.0\.1.*start the server"):
         list(gone.chat([ask()] * 100))
+
+
+def test_work_goes_to_all_replicas() -> None:
+    with FakeServer(latency=0.01) as one, FakeServer(latency=0.01) as two:
+        replies = list(model(one, replicas=[two.base_url], concurrency=4).chat([ask(str(i)) for i in range(80)]))
+    assert sorted(index for index, _ in replies) == list(range(80))
+    assert one.count + two.count == 80
+    assert min(one.count, two.count) >= 20
+    assert max(one.most_in_flight, two.most_in_flight) <= 4
+
+
+def test_a_replica_that_is_not_there_costs_no_request() -> None:
+    with FakeServer() as gone:
+        pass
+    with FakeServer() as server:
+        asked = model(gone, replicas=[server.base_url], max_attempts=1)
+        replies = [reply for _, reply in asked.chat([ask(str(i)) for i in range(50)])]
+    assert all(isinstance(reply, Reply) for reply in replies)
+    assert server.count == 50
+
+
+def test_the_requests_of_a_replica_that_dies_go_to_the_others_and_it_is_asked_again_when_it_is_back() -> None:
+    with FakeServer() as lives:
+        dies = FakeServer(latency=0.005)
+        dies.__enter__()
+        asked = model(lives, replicas=[dies.base_url], concurrency=2, backoff=0.01)
+        lives.latency = 0.005
+        arriving = asked.chat([ask(str(i)) for i in range(400)])
+        replies = [next(arriving)[1] for _ in range(50)]
+        dies.__exit__()
+        replies += [next(arriving)[1] for _ in range(50)]
+        with FakeServer(port=dies.port, latency=0.005) as back:
+            replies += [reply for _, reply in arriving]
+    assert len(replies) == 400
+    assert all(isinstance(reply, Reply) for reply in replies)
+    assert min(dies.count, lives.count, back.count) > 0
+
+
+def test_only_when_no_replica_answers_all_is_lost() -> None:
+    with FakeServer() as one, FakeServer() as two:
+        pass
+    with pytest.raises(ChatError, match=rf"nothing answers at .*{one.port}.*, .*{two.port}.*start the server"):
+        list(model(one, replicas=[two.base_url], max_attempts=2).chat([ask(str(i)) for i in range(50)]))
+
+
+def test_a_server_that_comes_up_late_is_waited_for() -> None:
+    with FakeServer() as early:
+        pass
+    late = FakeServer(port=early.port)
+    timer = threading.Timer(0.2, late.__enter__)
+    timer.start()
+    replies = list(model(late, backoff=0.05).chat([ask(str(i)) for i in range(50)]))
+    timer.join()
+    late.__exit__()
+    assert len(replies) == late.count == 50
 
 
 def test_a_base_url_without_a_scheme_is_refused_at_once() -> None:
@@ -316,6 +499,40 @@ def test_a_caller_that_takes_nothing_stops_the_asking() -> None:
         asked = server.count
         assert len(list(arriving)) == 199
     assert asked <= 10
+
+
+def test_requests_are_drawn_when_they_can_be_sent_and_no_sooner() -> None:
+    drawn: list[int] = []
+
+    def requests() -> Iterator[ChatRequest]:
+        for i in range(1000):
+            drawn.append(i)
+            yield ask(str(i))
+
+    with FakeServer() as server:
+        arriving = model(server, concurrency=4).chat(requests())
+        next(arriving)
+        time.sleep(0.2)
+        assert len(drawn) <= 10
+        arriving.close()
+
+
+def test_what_the_requests_raise_reaches_the_caller_after_what_was_in_flight() -> None:
+    def requests() -> Iterator[ChatRequest]:
+        yield from (ask(str(i)) for i in range(5))
+        raise LookupError("the ledger is gone")
+
+    arrived = []
+    with FakeServer(latency=0.05) as server, pytest.raises(LookupError, match="ledger is gone"):
+        arrived += (index for index, _ in model(server).chat(requests()))
+    assert server.count == 5
+
+
+def test_a_prompt_of_megabytes_goes_out_whole() -> None:
+    text = "long \ud800 " * 300_000
+    with FakeServer() as server:
+        assert isinstance(one(server, ask(text)), Reply)
+    assert server.bodies[0]["messages"][0]["content"] == text
 
 
 def test_no_requests_need_no_key_and_no_server() -> None:

@@ -134,6 +134,53 @@ def test_a_choice_bounds_the_reply_and_weighs_the_letters_as_the_model_does(engi
     assert sum(math.exp(found[letter]) for letter in "AB") <= 1.0 + 1e-6
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"why": {"type": "string", "maxLength": 40}, "fruit": {"type": "string", "enum": ["apple", "brick"]}},
+    "required": ["why", "fruit"],
+    "additionalProperties": False,
+}
+
+
+@real
+def test_a_schema_holds_the_reply_to_its_json_with_little_white_space(engine):
+    asked = "Which is a fruit: apple or brick? Answer in JSON with many empty lines between the keys."
+    requests = [
+        ask(asked, schema=json.dumps(SCHEMA), max_tokens=200, temperature=heat, seed=seed)
+        for heat, seed in ((0.0, 0), (1.0, 1), (1.5, 2), (2.0, 3))
+    ]
+    for reply in replies(engine, requests):
+        found = json.loads(reply.text)
+        assert (list(found), len(found["why"]) <= 40, found["fruit"] in ("apple", "brick")) == (
+            list(SCHEMA["required"]),
+            True,
+            True,
+        )
+        assert reply.finish_reason == "stop"
+        assert len(reply.text) <= len(json.dumps(found, ensure_ascii=False)) + 4  # one character a place
+
+
+@real
+def test_choices_count_before_a_schema(engine):
+    [reply] = replies(engine, [ask("A or B?", choices=("A", "B"), schema=json.dumps(SCHEMA))])
+    assert reply.text in ("A", "B")
+
+
+@real
+def test_a_schema_that_cannot_be_held_is_a_no_reply_of_its_own(engine):
+    refused, fine = replies(engine, [ask("hi", schema='{"type": "nonsense"}'), ask(PROMPTS[0])])
+    assert isinstance(refused, NoReply)
+    assert (refused.kind, isinstance(fine, Reply)) == ("bad_request", True)
+
+
+@real
+def test_tokens_are_counted_as_the_tokenizer_has_them(engine, smollm2):
+    from transformers import AutoTokenizer
+
+    text = "Thinking, <think>aloud</think>…"
+    assert engine.count_tokens(text) == len(AutoTokenizer.from_pretrained(smollm2)(text)["input_ids"])
+
+
 @real
 def test_a_prompt_too_long_is_a_no_reply_of_its_own_and_the_others_are_answered(engine):
     short, long = replies(engine, [ask(PROMPTS[0]), ask("word " * 600)])
@@ -264,6 +311,23 @@ def test_the_engine_never_holds_more_than_its_window(scripted):
     core = Core(("stop", 1))
     assert len(replies(scripted(core), [ask("a")] * (2 * WINDOW + 5))) == 2 * WINDOW + 5
     assert core.most == WINDOW
+
+
+@pytest.mark.slow
+def test_requests_are_taken_as_the_engine_has_room(scripted):
+    from evals.local import WINDOW
+
+    taken = []
+
+    def many():
+        for number in range(3 * WINDOW):
+            taken.append(number)
+            yield ask("a")
+
+    arriving = scripted(Core(("stop", 1))).chat(many())
+    next(arriving)
+    assert len(taken) == WINDOW
+    assert 1 + sum(1 for _ in arriving) == 3 * WINDOW
 
 
 @pytest.mark.slow

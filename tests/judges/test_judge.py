@@ -4,10 +4,11 @@ from dataclasses import replace
 import pytest
 
 from evals.benchmark import judge_request
-from evals.chat import NoReply, Reply
+from evals.chat import ChatError, NoReply, Reply
 from evals.records import Answer, Failure, Judgment, Message, Question, Sampling
-from judges.judge import judge, unjudged
-from judges.replies import REPLIES, a_or_b, verdict
+from judges.judge import judge
+from judges.replies import REPLIES, a_or_b, reply_format, verdict
+from judges.structured import structured
 
 
 def answer(model, text):
@@ -32,10 +33,10 @@ def judgment(text="A", logprobs=()):
 
 class Scripted:
     def __init__(self, *replies):
-        self.replies, self.asked = replies, 0
+        self.replies, self.asked = replies, []
 
     def chat(self, requests):
-        self.asked += len(requests)
+        self.asked += list(requests)
         yield from enumerate(self.replies)
 
 
@@ -76,14 +77,6 @@ def test_an_unreadable_reply_is_a_verdict_without_a_value():
     assert verdict(request("baseline_first"), judgment("neither")).value is None
 
 
-def test_equal_requests_are_asked_once_and_stored_ones_not_at_all():
-    same, also, other = request(model="m1"), request(model="m2"), request(text="and this?")
-    assert same.key != also.key
-    assert same.judgment == also.judgment
-    assert unjudged([same, also, other], stored=lambda _: set()) == [same, other]
-    assert unjudged([same, also, other], stored=lambda _: {same.judgment}) == [other]
-
-
 def test_a_reply_becomes_a_judgment_and_no_reply_a_failure():
     asked = [request(), request(text="and this?")]
     by = Scripted(Reply("A", "stop", 7, 1, 0.2, "gpt", (("A", -0.1),)), NoReply("rate_limit", "slow down", 5))
@@ -93,14 +86,15 @@ def test_a_reply_becomes_a_judgment_and_no_reply_a_failure():
 
 
 class Talkative:
-    """Says the next text of each conversation that it is asked about; ``heard`` are the conversations, call by call."""
+    """An engine that says the next text of each conversation; ``heard`` are the conversations, call by call."""
 
     def __init__(self, *conversations):
         self.conversations, self.heard = conversations, []
 
     def chat(self, requests):
-        self.heard.append([tuple((m.role, m.content) for m in r.messages) for r in requests])
-        for index, asked in enumerate(requests):
+        taken = list(requests)
+        self.heard.append([tuple((m.role, m.content) for m in r.messages) for r in taken])
+        for index, asked in enumerate(taken):
             number = int(asked.messages[0].content)
             text = self.conversations[number][len(asked.messages) // 2]
             said = Reply(text, "stop", 10, 2, 0.5, "gpt") if text is not None else NoReply("timeout", "late", 3)
@@ -142,3 +136,182 @@ def test_a_first_call_that_fails_is_a_failure_and_not_asked_to_go_on():
     by = Talkative([None])
     assert [type(record) for record in judge([five_verdicts(0)], by=by)] == [Failure]
     assert len(by.heard) == 1
+
+
+class Replies:
+    """An endpoint with room for ``room`` requests: says the next of a request's texts, by its first message.
+
+    None is no reply, an exception is raised. ``asked`` are the requests in their order.
+    """
+
+    def __init__(self, room=1, **texts):
+        self.room, self.texts, self.asked, self.most = room, {k: iter(v) for k, v in texts.items()}, [], 0
+
+    def chat(self, requests):
+        waiting, flying = iter(enumerate(requests)), []
+        while True:
+            while len(flying) < self.room and (taken := next(waiting, None)):
+                flying.append(taken)
+                self.asked.append(taken[1])
+            if not flying:
+                return
+            self.most = max(self.most, len(flying))
+            index, request = flying.pop(0)
+            said = next(self.texts[request.messages[0].content])
+            if isinstance(said, Exception):
+                raise said
+            yield index, NoReply("timeout", "late", 3) if said is None else Reply(said, "stop", 10, 2, 0.5, "gpt")
+
+    def heard(self, text):
+        return [request for request in self.asked if request.messages[0].content == text]
+
+
+def pair(text):
+    made = replace(request(text=text), reply="pair")
+    return replace(made, judgment=f"{text}-{made.judgment}"[:8].encode().hex()[:8])
+
+
+def texts(records):
+    return {record.key: getattr(record, "text", None) for record in records}
+
+
+def test_an_unreadable_reply_is_asked_for_again_with_another_seed_until_one_is_readable():
+    by = Replies(x=["I like both", "hm", "[[B]]", "never heard"])
+    [found] = judge([pair("x")], by=by, attempts=5)
+    assert (found.text, found.asked, verdict(pair("x"), found).value) == ("[[B]]", 3, 0.0)
+    assert (found.prompt_tokens, found.output_tokens, found.seconds) == (30, 6, 1.5)
+    assert len({r.sampling.seed for r in by.asked}) == 3
+    assert len({r.messages for r in by.asked}) == 1
+
+
+def test_after_the_last_attempt_the_reply_is_stored_as_it_is():
+    [found] = judge([pair("x")], by=Replies(x=["one", "two", "[[A]]"]), attempts=2)
+    assert (found.text, found.asked, verdict(pair("x"), found).value) == ("two", 2, None)
+
+
+def test_one_attempt_is_the_default():
+    by = Replies(x=["one", "[[A]]"])
+    assert [(j.text, j.asked) for j in judge([pair("x")], by=by)] == [("one", 1)]
+
+
+def test_a_judge_must_be_asked_at_least_once():
+    with pytest.raises(ValueError, match="attempts is 0"):
+        next(judge([], by=Replies(), attempts=0))
+
+
+def test_attempts_have_the_same_seeds_in_every_run():
+    first, second = Replies(x=["one", "[[A]]"]), Replies(x=["one", "[[A]]"])
+    for by in (first, second):
+        list(judge([pair("x")], by=by, attempts=2))
+    assert first.asked == second.asked
+
+
+def test_an_attempt_that_brings_nothing_is_used_up_and_the_reply_before_it_kept():
+    [found] = judge([pair("x")], by=Replies(x=["one", None, "[[A]]"]), attempts=3)
+    assert (found.text, found.asked) == ("[[A]]", 2)
+    [found] = judge([pair("x")], by=Replies(x=["one", None]), attempts=2)
+    assert (found.text, found.asked) == ("one", 1)
+
+
+def test_going_on_is_part_of_a_try_and_another_try_begins_anew():
+    by = Replies(x=["Well,", "so?", "Well then,", "[[A>B]]"])
+    [found] = judge([replace(pair("x"), reply="five_verdicts")], by=by, attempts=2)
+    assert (found.text, found.asked, found.output_tokens) == ("Well then,\n[[A>B]]", 4, 8)
+    assert [len(r.messages) for r in by.asked] == [1, 3, 1, 3]
+    assert by.asked[3].messages[1].content == "Well then,"
+
+
+def test_equal_judgments_are_asked_once_in_a_run():
+    same, also = request(model="m1"), request(model="m2")
+    assert same.key != also.key
+    [found] = judge([same, also], by=Replies(**{"which?": ["A", "B"]}))
+    assert found.key == same.judgment == also.judgment
+
+
+def test_what_is_asked_again_is_asked_as_soon_as_there_is_room():
+    by = Replies(x=["one", "[[A]]"], y=["[[A]]"], z=["[[A]]"])
+    found = list(judge([pair("x"), pair("y"), pair("z")], by=by, attempts=2))
+    assert [r.messages[0].content for r in by.asked] == ["x", "x", "y", "z"]
+    assert [j.text for j in found] == ["[[A]]"] * 3
+
+
+def test_an_engine_that_takes_all_at_once_is_asked_again_when_all_others_are_there():
+    by = Talkative(["both", "never"], ["[[A]]"])
+    found = list(judge([replace(five_verdicts(n), reply="pair") for n in (0, 1)], by=by, attempts=2))
+    assert [len(call) for call in by.heard] == [2, 1]
+    assert [j.text for j in found] == ["[[A]]", "both"]
+
+
+def test_requests_are_taken_only_when_there_is_room():
+    taken = []
+
+    def many():
+        for number in range(1000):
+            taken.append(number)
+            yield replace(pair("x"), judgment=f"{number:08x}")
+
+    by = Replies(room=8, x=["[[A]]"] * 1000)
+    records = judge(many(), by=by)
+    next(records)
+    assert len(taken) <= 9
+    assert len(list(records)) == 999
+
+
+def test_an_error_gives_up_what_is_held_back_before_it_is_raised():
+    by = Replies(room=2, x=["one", ChatError("no credit left")], y=["[[A]]"], z=["two", "[[A]]"])
+    found = []
+    with pytest.raises(ChatError, match="no credit left"):
+        found.extend(judge([pair("x"), pair("y"), pair("z")], by=by, attempts=3))  # extend keeps what came before
+    assert sorted(record.text for record in found) == ["[[A]]", "one"]
+    assert len({record.key for record in found}) == 2
+
+
+def test_after_an_error_what_was_to_go_on_is_judged_afresh():
+    by = Replies(x=["Well,", ChatError("no credit left")])
+    found = []
+    with pytest.raises(ChatError):
+        found.extend(judge([replace(pair("x"), reply="five_verdicts")], by=by))
+    assert found == []
+
+
+def test_an_error_of_the_requests_themselves_is_raised():
+    def broken():
+        yield pair("x")
+        raise ValueError("no such template")
+
+    with pytest.raises(ValueError, match="no such template"):
+        list(judge(broken(), by=Replies(x=["[[A]]"])))
+
+
+def test_cost_adds_up_over_attempts_and_is_unknown_without_a_price():
+    def price(reply):
+        return 0.5 if isinstance(reply, NoReply) else reply.output_tokens / 2
+
+    [found] = judge([pair("x")], by=Replies(x=["one", None, "[[A]]"]), attempts=3, cost=price)
+    assert found.cost == 2.5
+    [failed] = judge([pair("x")], by=Replies(x=[None]), cost=price)
+    assert (failed.cost, failed.attempts) == (0.5, 3)
+    [free] = judge([pair("x")], by=Replies(x=["one", "[[A]]"]), attempts=2)
+    assert free.cost is None
+
+
+def test_fingerprint_and_thinking_are_kept_and_thinking_is_counted_over_attempts():
+    first = Reply("hm", "stop", 1, 9, 0.1, "gpt", fingerprint="fp_1", thinking="first", thinking_tokens=7)
+    second = replace(first, text="[[A]]", fingerprint="fp_2", thinking="second", thinking_tokens=5)
+
+    class Thinker:
+        replies = iter([first, second])
+
+        def chat(self, requests):
+            for index, _ in enumerate(requests):
+                yield index, next(self.replies)
+
+    [found] = judge([pair("x")], by=Thinker(), attempts=2)
+    assert (found.fingerprint, found.thinking, found.thinking_tokens) == ("fp_2", "second", 12)
+
+
+def test_a_structured_request_brings_its_schema_to_the_model():
+    by = Replies(**{structured(pair("x")).messages[0].content: ['{"explanation": "", "verdict": "B"}']})
+    [found] = judge([structured(pair("x"))], by=by)
+    assert by.asked[0].schema == reply_format("json:pair").schema
+    assert verdict(structured(pair("x")), found).value == 0.0

@@ -49,10 +49,6 @@ def request(key: str, judgment: str, *, order: str = "model_first") -> JudgeRequ
     )
 
 
-def verdict(question: str, order: str, value: float | None, *, turn: int = 1) -> Verdict:
-    return Verdict(f"{question}{turn}{order}", "j1", "starter", "1", question, turn, "m1", "m2", order, value)
-
-
 def score(model: str, value: float | None, *, judge: str = "j1", baseline: str | None = "m2") -> Score:
     return Score(model, "starter", "1", judge, baseline, "win_rate", value, 1.0, 99.0, 10, 1, ("a", "b"))
 
@@ -77,6 +73,24 @@ def test_the_leaderboard_can_be_narrowed_by_name_or_identity(ledger: Ledger) -> 
     assert queries.leaderboard(ledger, model="tuned") == queries.leaderboard(ledger, model="m1", benchmark="starter")
     assert [row.model for row in queries.leaderboard(ledger, model="tuned")] == ["m1"]
     assert queries.leaderboard(ledger, benchmark="arena_hard") == []
+
+
+def test_the_score_without_flagged_answers_stands_beside_the_score(ledger: Ledger) -> None:
+    without = Score("m1", "starter", "1", "j1", "m2", "win_rate:unflagged", 3.0, 1.0, 5.0, 4, 6)
+    ledger.add(score("m1", 60.0), score("m2", 40.0), without)
+    tuned, base = queries.leaderboard(ledger)
+    assert (tuned.metric, tuned.value, tuned.unflagged) == ("win_rate", 60.0, 3.0)
+    assert (tuned.unflagged_low, tuned.unflagged_high, tuned.unflagged_n) == (1.0, 5.0, 4)
+    assert (base.name, base.unflagged, base.unflagged_n) == ("base", None, None)
+
+
+@pytest.mark.parametrize("kind", ["panel", "control", "retest"])
+def test_what_is_no_candidate_is_in_no_leaderboard_and_no_difference(ledger: Ledger, kind: str) -> None:
+    ledger.add(Model("x", "other", kind, "made"), score("x", 60.0), score("m2", 40.0))
+    about = ("starter", "1", "j1", "m2", "win_rate", 5.0, -1.0, 11.0, 0.1, 20, 2)
+    ledger.add(Difference("x", "m2", *about), Difference("m2", "x", *about))
+    assert [row.name for row in queries.leaderboard(ledger)] == ["base"]
+    assert queries.differences(ledger) == []
 
 
 def test_differences_name_both_models(ledger: Ledger) -> None:
@@ -146,22 +160,9 @@ def test_judgments_stand_beside_what_was_read_from_them(ledger: Ledger) -> None:
 
 
 def test_checks_are_the_verdicts_without_a_judge(ledger: Ledger) -> None:
-    ledger.add(Verdict("a1", "check", "starter", "1", "q2", 1, "m1", None, "single", 1.0), verdict("q2", "single", 7.0))
+    ledger.add(Verdict("a1", "check", "starter", "1", "q2", 1, "m1", None, "single", 1.0))
+    ledger.add(Verdict("r1", "j1", "starter", "1", "q2", 1, "m1", None, "single", 7.0))
     assert queries.checks(ledger) == [queries.CheckRow("tuned", "starter", "1", "q2", 1, 1.0)]
-
-
-def test_a_judge_that_always_takes_the_first_is_never_consistent(ledger: Ledger) -> None:
-    for question in ("q1", "q2"):
-        ledger.add(verdict(question, "model_first", 0.9), verdict(question, "baseline_first", 0.1))
-    assert queries.judge_order(ledger) == [queries.JudgeOrderRow("judge", "starter", "1", 2, 1.0, 0.0)]
-
-
-def test_a_judge_that_sees_no_order_is_consistent(ledger: Ledger) -> None:
-    ledger.add(verdict("q1", "model_first", 0.9), verdict("q1", "baseline_first", 0.8))
-    ledger.add(verdict("q2", "model_first", 0.5), verdict("q2", "baseline_first", 0.5))
-    ledger.add(verdict("q3", "model_first", 0.9), verdict("q3", "baseline_first", None))  # no pair
-    ledger.add(verdict("q2", "model_first", 0.2, turn=2), verdict("q2", "single", 9.0))
-    assert queries.judge_order(ledger) == [queries.JudgeOrderRow("judge", "starter", "1", 2, 0.5, 1.0)]
 
 
 def test_training_is_listed_step_by_step(ledger: Ledger) -> None:
@@ -205,7 +206,6 @@ def test_an_empty_ledger_has_empty_tables(tmp_path: Path) -> None:
             queries.judgments_wide,
             queries.checks,
             queries.training,
-            queries.judge_order,
             queries.runs,
             queries.failures,
         ):
