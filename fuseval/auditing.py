@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evals.benchmark import Benchmark, Evidence
+from evals.keys import content_key
 from evals.records import AnswerFlag, Model, Question, Score
 from evals.stats import mean_scores
 from judges.flags import flag_answers, suspicious
@@ -18,10 +20,14 @@ from judges.panel import Panel, panel_of, panel_verdicts
 from judges.people import by_people, human_verdicts, read_votes
 from judges.self_preference import families
 from judges.trust import audit
+from results import evidence
 from results.store import Ledger
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+VERSION = 1
+"""Raise it when detectors or measures change: stored audits are then made anew."""
 
 ATTACK = "attack:"  # before the detector, among a score's flags
 UNFLAGGED = ":unflagged"  # behind a metric: without the answers that look like attacks
@@ -102,13 +108,29 @@ class Suspicion:
         return tuple(f"{ATTACK}{detector}" for detector in self.marked.get(model, ()))
 
 
-def suspicion(answers: DataFrame, questions: Sequence[Question]) -> Suspicion:
-    """Return what is suspicious in the ``answers`` (key, model, question, turn, text) to questions that judges read."""
-    judged = [q for q in questions if q.check is None]
-    flags = flag_answers(answers, judged)
-    asked = {q.id for q in judged}
-    counts = Counter(answers.loc[answers["question"].isin(asked), "model"].tolist())
+def suspicion(ledger: Ledger, known: Benchmark, questions: Sequence[Question], *, anew: bool) -> Suspicion:
+    """Return what is suspicious in the answers that count, as it is stored or looked for ``anew``.
+
+    Only answers to questions that judges read can be attacks.
+    """
+    place = {"benchmark": known.name, "version": known.version}
+    asked = {q.id: q for q in questions if q.check is None}
+    if anew:
+        answers = evidence.current_answers(ledger, **place)
+        flags = flag_answers(answers[answers["question"].isin(asked).to_numpy(dtype=bool)], list(asked.values()))
+    else:
+        flags = ledger.answer_flags(**place)
+    counts, _ = evidence.answered(ledger, **place)
     return Suspicion(flags, suspicious(flags, counts))
+
+
+def basis(ledger: Ledger, known: Benchmark, who: Cast, people: Path | None) -> str:
+    """Return a digest of all that an audit rests on: while it stays, so does the audit."""
+    place = {"benchmark": known.name, "version": known.version}
+    _, answers = evidence.answered(ledger, **place)
+    votes = hashlib.sha256(people.read_bytes()).hexdigest() if people else None
+    cast = [(m.id, m.kind, who.families.get(m.id)) for m in who.models]
+    return content_key("audit", VERSION, evidence.digests(ledger, **place), answers, cast, votes)
 
 
 def unflagged(known: Benchmark, told: Evidence, found: Suspicion, scores: Sequence[Score]) -> list[Score]:
@@ -148,6 +170,8 @@ def store_audit(
     ``people`` is a file of people's votes on MT-Bench answers (see judges.people); those count that are on models which
     the ledger knows by name.
     """
+    if not told.questions:
+        return
     benchmark, version = told.questions[0].benchmark, told.questions[0].version
     votes = None
     if people is not None and benchmark == PEOPLE_ON:

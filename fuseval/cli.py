@@ -199,9 +199,12 @@ def score(
     like_published: Annotated[
         bool, typer.Option("--like-published", help="Also print what the published way of scoring gives.")
     ] = False,
+    people: Annotated[
+        Path | None, typer.Option(exists=True, help="People's votes on MT-Bench answers, to audit judges with.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score the ledger's answers and judgments again; no model is asked."""
+    """Score the ledger's answers and judgments again, and audit the judges; no model is asked."""
     with _errors():
         from evals.catalog import find_benchmark
         from fuseval.config import ConfigError, did_you_mean
@@ -217,7 +220,7 @@ def score(
             known = {name for m in opened.models() for name in (m.name, m.id)} | set(names.values())
             if model and model not in known:
                 raise ConfigError(f"no model is called {model!r} in {ledger}.{did_you_mean(model, known)}")
-            for name in score_ledger(opened, asset=asset, benchmark=benchmark):
+            for name in score_ledger(opened, asset=asset, benchmark=benchmark, people=people):
                 say(f"{name} is no benchmark of this fuseval: its judgments are stored and not scored", style="yellow")
             figures = published_figures(opened, asset=asset, benchmark=benchmark) if like_published else []
             _leaderboard(opened, benchmark=benchmark, model=model, figures=figures, as_json=as_json)

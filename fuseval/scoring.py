@@ -14,7 +14,7 @@ from evals.benchmark import VERDICT_COLUMNS, Benchmark, Evidence, Locate, Wanted
 from evals.catalog import stored_benchmark
 from evals.records import Model, Question, Score, Selection, Verdict
 from evals.stats import scores_and_differences
-from fuseval.auditing import Cast, cast, compared, store_audit, suspicion, unflagged, with_panels
+from fuseval.auditing import Cast, basis, cast, compared, store_audit, suspicion, unflagged, with_panels
 from judges.replies import READERS, verdict
 from results import evidence
 from results.interchange.export import NOT_THERE
@@ -49,7 +49,11 @@ def score(
         name, version = known.name, known.version
         told, everything = _evidence(ledger, known, who)
         scored = known.score(told)
-        found = suspicion(evidence.current_answers(ledger, benchmark=name, version=version), told.questions)
+        rests_on = basis(ledger, known, who, people)
+        anew = rests_on != evidence.audited(ledger, benchmark=name, version=version)
+        found = suspicion(ledger, known, told.questions, anew=anew)
+        if anew:
+            store_audit(ledger, told, everything, found, who=who, people=people)
         others = _others(ledger, scored.items, against)
         pairs = [(model, other) for model, several in sorted(others.items()) for other in sorted(several)]
         means, gaps = scores_and_differences(scored.items, pairs, benchmark=name, version=version)
@@ -62,11 +66,10 @@ def score(
             [*scores, *unflagged(known, told, found, scores)],
             benchmark=name,
             version=version,
-            provenance=_provenance(ledger, known),
+            provenance={**_provenance(ledger, known), "audited": rests_on},
             items=scored.items,
             differences=gaps,
         )
-        store_audit(ledger, told, everything, found, who=who, people=people)
     return unknown
 
 

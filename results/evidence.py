@@ -72,6 +72,13 @@ def current_keys(ledger: Ledger, *, benchmark: str, version: str) -> list[str]:
     return [key for (key,) in ledger.sql(query, benchmark, version).fetchall()]
 
 
+def answered(ledger: Ledger, *, benchmark: str, version: str) -> tuple[dict[str, int], str]:
+    """Return how many of each model's answers count, and a digest of which these are."""
+    query = "SELECT model, count(*), bit_xor(md5_number(key)) FROM current_answers GROUP BY model ORDER BY model"
+    rows = ledger.sql(f"{_CURRENT} {query}", benchmark, version).fetchall()
+    return {model: count for model, count, _ in rows}, hashlib.sha256(repr(rows).encode()).hexdigest()[:32]
+
+
 def judged(ledger: Ledger, *, benchmark: str, version: str, beside_too: bool) -> DataFrame:
     """Return what judges said, the oldest first: model, judge, baseline, question, turn, order, value, counts.
 
@@ -211,6 +218,13 @@ def answering_models(ledger: Ledger, *, benchmark: str, version: str) -> list[st
     return [model for (model,) in ledger.sql(query, benchmark, version).fetchall()]
 
 
+def audited(ledger: Ledger, *, benchmark: str, version: str) -> str | None:
+    """Return on what the stored audit rests, as scores' provenance says it; None where there is none."""
+    query = "SELECT max(provenance ->> 'audited') FROM scores WHERE benchmark = ? AND version = ?"
+    [(basis,)] = ledger.sql(query, benchmark, version).fetchall()
+    return str(basis) if basis else None
+
+
 def usual_judgment(ledger: Ledger, *, judge: str, benchmark: str) -> tuple[int, float, float] | None:
     """Return how a judge's replies about a benchmark were: how many, their mean output tokens and seconds.
 
@@ -225,7 +239,9 @@ def usual_judgment(ledger: Ledger, *, judge: str, benchmark: str) -> tuple[int, 
 
 def usual_answer(ledger: Ledger, *, model: str, benchmark: str) -> tuple[int, float, float] | None:
     """Return how a model's answers to a benchmark were, as :func:`usual_judgment` does."""
-    query = "SELECT count(*), avg(output_tokens), avg(nullif(seconds, 0)) FROM answers WHERE model = ? AND benchmark = ?"
+    query = (
+        "SELECT count(*), avg(output_tokens), avg(nullif(seconds, 0)) FROM answers WHERE model = ? AND benchmark = ?"
+    )
     return _usual(ledger, query, model, benchmark)
 
 
