@@ -164,7 +164,7 @@ def audit_requests(
     found = requests(one, judge, judge_model.id, candidates=candidates, ledger=ledger, unanswered=unanswered)
     if audit.retest:
         judged = [c.id for c in candidates[one.benchmark.against in ("base", "each") :]]
-        sample = [q.id for q in spread(one.questions, audit.retest, seed=0)]
+        sample = [q.id for q in spread([q for q in one.questions if q.check is None], audit.retest, seed=0)]
         yield from retests(found, judge=retest_of(judge_model).id, questions=sample, models=judged)
     else:
         yield from found

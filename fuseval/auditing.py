@@ -21,6 +21,7 @@ from judges.people import by_people, human_verdicts, read_votes
 from judges.self_preference import families
 from judges.trust import audit
 from results import evidence
+from results.interchange.export import NOT_THERE
 from results.store import Ledger
 
 if TYPE_CHECKING:
@@ -108,6 +109,12 @@ class Suspicion:
         return tuple(f"{ATTACK}{detector}" for detector in self.marked.get(model, ()))
 
 
+def texts(ledger: Ledger, known: Benchmark) -> DataFrame:
+    """Return the answers that count, but those whose text an import did not have."""
+    answers = evidence.current_answers(ledger, benchmark=known.name, version=known.version)
+    return answers[~answers["text"].str.startswith(NOT_THERE).to_numpy(dtype=bool)]
+
+
 def suspicion(ledger: Ledger, known: Benchmark, questions: Sequence[Question], *, anew: bool) -> Suspicion:
     """Return what is suspicious in the answers that count, as it is stored or looked for ``anew``.
 
@@ -116,7 +123,7 @@ def suspicion(ledger: Ledger, known: Benchmark, questions: Sequence[Question], *
     place = {"benchmark": known.name, "version": known.version}
     asked = {q.id: q for q in questions if q.check is None}
     if anew:
-        answers = evidence.current_answers(ledger, **place)
+        answers = texts(ledger, known)
         flags = flag_answers(answers[answers["question"].isin(asked).to_numpy(dtype=bool)], list(asked.values()))
     else:
         flags = ledger.answer_flags(**place)

@@ -14,10 +14,9 @@ from evals.benchmark import VERDICT_COLUMNS, Benchmark, Evidence, Locate, Wanted
 from evals.catalog import stored_benchmark
 from evals.records import Model, Question, Score, Selection, Verdict
 from evals.stats import scores_and_differences
-from fuseval.auditing import Cast, basis, cast, compared, store_audit, suspicion, unflagged, with_panels
+from fuseval.auditing import Cast, basis, cast, compared, store_audit, suspicion, texts, unflagged, with_panels
 from judges.replies import READERS, verdict
 from results import evidence
-from results.interchange.export import NOT_THERE
 from results.store import Ledger
 
 if TYPE_CHECKING:
@@ -129,12 +128,7 @@ def _evidence(ledger: Ledger, known: Benchmark, who: Cast) -> tuple[Evidence, Da
     selections = {s.model: s for s in ledger.selections(**place)}
     answered = [m for m in evidence.answering_models(ledger, **place) if m not in who.controls]
     wanted = _wanted(known, questions, selections, answered, said)
-
-    def texts() -> DataFrame:
-        answers = evidence.current_answers(ledger, **place)
-        return answers[~answers["text"].str.startswith(NOT_THERE)]
-
-    return Evidence(questions, wanted, said, texts), everything
+    return Evidence(questions, wanted, said, lambda: texts(ledger, known)), everything
 
 
 def _checked(ledger: Ledger, known: Benchmark, questions: Sequence[Question]) -> DataFrame:
