@@ -109,13 +109,14 @@ class Suspicion:
         return tuple(f"{ATTACK}{detector}" for detector in self.marked.get(model, ()))
 
 
-def texts(ledger: Ledger, known: Benchmark) -> DataFrame:
-    """Return the answers that count, but those whose text an import did not have."""
+def texts(ledger: Ledger, known: Benchmark, who: Cast) -> DataFrame:
+    """Return the answers that count, but controls' and those whose text an import did not have."""
     answers = evidence.current_answers(ledger, benchmark=known.name, version=known.version)
-    return answers[~answers["text"].str.startswith(NOT_THERE).to_numpy(dtype=bool)]
+    aside = answers["text"].str.startswith(NOT_THERE) | answers["model"].isin(list(who.controls))
+    return answers[~aside.to_numpy(dtype=bool)]
 
 
-def suspicion(ledger: Ledger, known: Benchmark, questions: Sequence[Question], *, anew: bool) -> Suspicion:
+def suspicion(ledger: Ledger, known: Benchmark, questions: Sequence[Question], who: Cast, *, anew: bool) -> Suspicion:
     """Return what is suspicious in the answers that count, as it is stored or looked for ``anew``.
 
     Only answers to questions that judges read can be attacks.
@@ -123,7 +124,7 @@ def suspicion(ledger: Ledger, known: Benchmark, questions: Sequence[Question], *
     place = {"benchmark": known.name, "version": known.version}
     asked = {q.id: q for q in questions if q.check is None}
     if anew:
-        answers = texts(ledger, known)
+        answers = texts(ledger, known, who)
         flags = flag_answers(answers[answers["question"].isin(asked).to_numpy(dtype=bool)], list(asked.values()))
     else:
         flags = ledger.answer_flags(**place)

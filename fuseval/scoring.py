@@ -50,7 +50,7 @@ def score(
         scored = known.score(told)
         rests_on = basis(ledger, known, who, people)
         anew = rests_on != evidence.audited(ledger, benchmark=name, version=version)
-        found = suspicion(ledger, known, told.questions, anew=anew)
+        found = suspicion(ledger, known, told.questions, who, anew=anew)
         if anew:
             store_audit(ledger, told, everything, found, who=who, people=people)
         others = _others(ledger, scored.items, against)
@@ -128,7 +128,7 @@ def _evidence(ledger: Ledger, known: Benchmark, who: Cast) -> tuple[Evidence, Da
     selections = {s.model: s for s in ledger.selections(**place)}
     answered = [m for m in evidence.answering_models(ledger, **place) if m not in who.controls]
     wanted = _wanted(known, questions, selections, answered, said)
-    return Evidence(questions, wanted, said, lambda: texts(ledger, known)), everything
+    return Evidence(questions, wanted, said, lambda: texts(ledger, known, who)), everything
 
 
 def _checked(ledger: Ledger, known: Benchmark, questions: Sequence[Question]) -> DataFrame:
