@@ -5,10 +5,12 @@ import pytest
 
 from evals.benchmark import judge_request
 from evals.chat import ChatError, NoReply, Reply
+from evals.endpoint import EndpointModel
 from evals.records import Answer, Failure, Judgment, Message, Question, Sampling
 from judges.judge import judge
 from judges.replies import REPLIES, a_or_b, reply_format, verdict
 from judges.structured import structured
+from tests.fake_server import FakeServer
 
 
 def answer(model, text):
@@ -315,3 +317,18 @@ def test_a_structured_request_brings_its_schema_to_the_model():
     [found] = judge([structured(pair("x"))], by=by)
     assert by.asked[0].schema == reply_format("json:pair").schema
     assert verdict(structured(pair("x")), found).value == 0.0
+
+
+def test_over_http_every_request_has_one_judgment_and_unreadable_replies_are_asked_for_as_often_as_allowed():
+    def reply(body):
+        number, seed = int(body["messages"][0]["content"]), body["seed"]
+        return "[[A]]" if number % 3 == 0 or (number % 3 == 1 and seed != number) else "no label"
+
+    asked = [replace(pair(str(n)), judgment=f"{n:08x}") for n in range(300)]
+    with FakeServer(reply=reply) as server:
+        by = EndpointModel(base_url=server.base_url, model="fake-model", api_key_env=None, concurrency=32)
+        found = {record.key: record for record in judge(iter(asked), by=by, attempts=3)}
+    assert {int(key, 16): record.asked for key, record in found.items()} == {n: (1, 2, 3)[n % 3] for n in range(300)}
+    assert [int(key, 16) for key, record in found.items() if record.text == "no label"] != []
+    assert len(server.bodies) == 600
+    assert len({(body["messages"][0]["content"], body["seed"]) for body in server.bodies}) == 600
