@@ -18,17 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion.checkpoints import Checkpoint, copy_companions, whole_folder
+from fusion.conversations import Conversation, read_conversations
 from fusion.errors import FusionError, RecipeError, need
 from fusion.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROLES = ("system", "user", "assistant")
 SCHEDULERS = ("constant", "constant_with_warmup", "cosine", "linear")
 NUMBERS = ("learning_rate", "epochs", "warmup_ratio", "weight_decay")
-
-Conversation = Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +75,7 @@ def fine_tune(
 ) -> tuple[Step, ...]:
     """Train ``base`` on the conversations of ``data`` and write the result to ``folder``; return every step.
 
-    ``data`` is JSON lines of ``{"messages": [{"role": …, "content": …}, …]}``. Training is in float32 on a CPU, and in
+    ``data`` is read by :func:`fusion.conversations.read_conversations`. Training is in float32 on a CPU, and in
     bfloat16 with float32 weights on a GPU. On a CPU the same inputs and thread count give the same bytes. The folder
     also gets training.json: the steps, and how many conversations were cut or left out for their length.
     """
@@ -110,44 +108,6 @@ def read_steps(folder: Path) -> tuple[Step, ...]:
     """Return the steps of the training that made the checkpoint in ``folder``."""
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     return tuple(Step(**step) for step in training["steps"])
-
-
-def read_conversations(data: Path) -> list[Conversation]:
-    """Read conversations from JSON lines; RecipeError names the file, the line and what is wrong with it."""
-    try:
-        lines = data.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        raise RecipeError(f"there is no training data {data}; check the path") from None
-    conversations: list[Conversation] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line.decode("utf-8"))
-        except ValueError as error:
-            raise RecipeError(f"{data}, line {number} is not JSON: {error}") from None
-        if problem := _malformed(value):
-            raise RecipeError(f'{data}, line {number}: {problem}; a line is {{"messages": [{{"role", "content"}}, …]}}')
-        conversations.append([{"role": m["role"], "content": m["content"]} for m in value["messages"]])
-    if not conversations:
-        raise RecipeError(f"{data} holds no conversations; write one to a line")
-    return conversations
-
-
-def _malformed(value: object) -> str | None:
-    messages = value.get("messages") if isinstance(value, dict) else None
-    if not isinstance(messages, list) or not messages:
-        return "there is no list of messages"
-    for place, message in enumerate(messages, 1):
-        if not isinstance(message, dict):
-            return f"message {place} is no object"
-        if message.get("role") not in ROLES:
-            return f"message {place} has role {message.get('role')!r}, not one of {', '.join(ROLES)}"
-        if not isinstance(message.get("content"), str):
-            return f"message {place} has content {message.get('content')!r}, which is no text"
-    if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
-        return "the last message is not something that the assistant says, so there is nothing to learn"
-    return None
 
 
 def _tokenized(

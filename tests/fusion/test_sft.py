@@ -11,7 +11,7 @@ from fusion.checkpoints import content_hash
 from fusion.errors import CheckpointError, FusionError, RecipeError
 from fusion.publish import merge_to_folder
 from fusion.recipe import MergeRecipe
-from fusion.sft import SftParams, Step, fine_tune, read_conversations, read_steps
+from fusion.sft import SftParams, Step, fine_tune, read_steps
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 
@@ -23,40 +23,6 @@ def lines(path: Path, *values: object) -> Path:
 
 def messages(*turns: tuple[object, object]) -> dict[str, object]:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
-
-
-def test_a_conversation_may_hold_any_character_but_a_newline(tmp_path: Path):
-    odd = messages(("user", "a\u2028b\x85c"), ("assistant", "naïve 你好 😀"))
-    data = tmp_path / "data.jsonl"
-    data.write_text(json.dumps(odd, ensure_ascii=False) + "\r\n\n" + json.dumps(GOOD), encoding="utf-8")
-    assert read_conversations(data) == [odd["messages"], GOOD["messages"]]
-
-
-@pytest.mark.parametrize(
-    ("line", "problem"),
-    [
-        ("{", "line 2 is not JSON"),
-        ([], "line 2: there is no list of messages"),
-        ({"messages": []}, "there is no list of messages"),
-        ({"messages": ["Hi"]}, "message 1 is no object"),
-        (messages(("user", "Hi"), ("gpt", "Hello")), "message 2 has role 'gpt', not one of system, user, assistant"),
-        (messages(("user", None)), "message 1 has content None, which is no text"),
-        (messages(("user", "Hi")), "the last message is not something that the assistant says"),
-        (messages(("user", "Hi"), ("assistant", " ")), "the last message is not something that the assistant says"),
-    ],
-)
-def test_a_bad_line_is_told_with_file_and_number(tmp_path: Path, line: object, problem: str):
-    with pytest.raises(RecipeError) as error:
-        read_conversations(lines(tmp_path / "data.jsonl", GOOD, line))
-    assert problem in str(error.value)
-    assert "data.jsonl, line 2" in str(error.value)
-
-
-def test_no_data_is_an_error(tmp_path: Path):
-    with pytest.raises(RecipeError, match=r"no training data .*data\.jsonl"):
-        read_conversations(tmp_path / "data.jsonl")
-    with pytest.raises(RecipeError, match="holds no conversations"):
-        read_conversations(lines(tmp_path / "data.jsonl"))
 
 
 @pytest.mark.parametrize(
