@@ -420,7 +420,7 @@ def _leaderboard(
     models: Collection[str] | None = None,
     figures: Sequence[Score] = (),
 ) -> None:
-    from reports import compare
+    from reports import compare, marks
 
     found = compare.comparison(ledger, benchmark=benchmark, model=model, models=models, figures=figures)
     if as_json:
@@ -428,6 +428,7 @@ def _leaderboard(
         return
     for title, table in compare.grids(found.rows).items():
         show(table, as_json=False, title=f"{title}: value, 95 % interval")
+    say(*marks.footnotes(found.rows))
     claims = [s for s in found.statements if s.verdict in ("better", "worse")]
     if claims:
         say("What the paired differences show:", *(f"  {s.sentence}" for s in claims))

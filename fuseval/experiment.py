@@ -103,15 +103,31 @@ class ModelSpec(_Strict):
 
 
 class Target(_Strict):
-    """A model made by training: ``sft`` is supervised fine-tuning of ``base`` on the conversations in ``data``."""
+    """A model made by training ``base`` on the conversations in ``data``.
+
+    ``sft`` is supervised fine-tuning; ``explicit`` is FuseChat's explicit fusion, which teaches ``base`` the next-token
+    distributions of the ``sources`` too, whatever their tokenizers.
+    """
 
     name: Name
-    kind: Literal["sft"]
+    kind: Literal["sft", "explicit"]
     base: str
-    data: str  # JSONL of {"messages": [{"role": ..., "content": ...}, ...]}
-    params: dict[str, Any] = Field(default_factory=dict)  # fields of fusion.sft.SftParams
+    sources: list[str] = Field(default_factory=list)  # of explicit
+    data: str  # a file of conversations (fusion.conversations), or hub:ORG/NAME/FILE[@REVISION] of a hub dataset
+    params: dict[str, Any] = Field(default_factory=dict)  # of fusion.sft.SftParams, fusion.explicit.ExplicitParams
     evaluate: bool = True
     strip_thinking: bool = False  # as a model's
+
+
+    @model_validator(mode="after")
+    def _sources_of_explicit(self) -> Target:
+        if self.kind == "explicit" and not self.sources:
+            raise ValueError(f"target {self.name!r} learns from sources: name at least one in sources")
+        if self.kind == "sft" and self.sources:
+            raise ValueError(f"target {self.name!r} is kind: sft, which has no sources: write kind: explicit")
+        if len(set(self.sources)) < len(self.sources) or self.base in self.sources:
+            raise ValueError(f"sources of target {self.name!r} must differ from one another and from the base")
+        return self
 
 
 Layers = Annotated[list[int], Field(min_length=2, max_length=2)]  # the first, and the one after the last

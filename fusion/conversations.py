@@ -20,8 +20,8 @@ def read_conversations(data: Path) -> list[Conversation]:
     """Read conversations; RecipeError names the file, the line and what is wrong with it.
 
     A line, or an item of a file that is one JSON list, is ``{"messages": [{"role", "content"}, …]}``, or ShareGPT's
-    ``{"conversations": [{"from": "human" | "gpt" | "system", "value"}, …]}``, as FuseChat-Mixture has it. Of the latter,
-    which were cut to a length, turns after the last one of the assistant's are left off.
+    ``{"conversations": [{"from": "human" | "gpt" | "system", "value"}, …]}``, as FuseChat-Mixture has it. Of the
+    latter, which were cut to a length, turns after the last one of the assistant's are left off.
     """
     conversations: list[Conversation] = []
     for place, value in _values(data):

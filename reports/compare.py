@@ -1,4 +1,4 @@
-"""The leaderboard, what each paired difference allows one to say, and both as plain tables."""
+"""The leaderboard and what its differences allow one to say, and the leaderboard as plain tables."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from evals.power import detectable_difference, questions_needed
 from evals.records import Score
+from reports.claims import Statement, statement
 from reports.marks import detectors, footnotes, marked_models, marked_name
+from reports.numbers import MISSING, interval, number
 from results import queries
-from results.queries import DifferenceRow, LeaderboardRow
+from results.queries import LeaderboardRow
 from results.store import Ledger
 
-LEVEL = 0.05  # two-sided; the 95 % interval must also leave out zero before anything is claimed
-MISSING = "missing"
 ACROSS = 6  # columns of a table in a terminal, beside the first
 WITHOUT = "without flagged"  # what the same score is without the answers that look like attacks
 COLUMNS = ("model", "benchmark", "version", "judge", "metric", "value", "low", "high", "n", "missing", "flags")
@@ -27,15 +26,6 @@ BESIDE = (
     "unflagged_high",
     "unflagged_n",
 )  # columns that follow where answers are flagged
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """A paired difference, the ``verdict`` on it (better, worse, none or missing) and the sentence it allows."""
-
-    difference: DifferenceRow
-    verdict: str
-    sentence: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,73 +85,6 @@ def _beside(rows: Sequence[LeaderboardRow], figures: Sequence[Score], names: Map
     ]
 
 
-def statement(row: DifferenceRow, *, marked: Collection[str] = ()) -> Statement:
-    """Say what one paired difference shows, and no more than that.
-
-    A model beats another only where the interval leaves out zero and p, corrected for the number of comparisons, is
-    below 0.05. Higher is better. ``marked`` are the names of the models that bear the mark of an attack.
-    """
-    name, other = marked_name(row.name, marked), marked_name(row.other_name, marked)
-    both = row.baseline_name not in (None, row.name, row.other_name)
-    where = f"on {row.benchmark} {row.metric}" + (f" (both against {row.baseline_name})" if both else "")
-    judged = "" if row.judge_name == "check" else f" as judged by {row.judge_name}"
-    counted = f"n = {row.n}" + (f", {row.missing} {MISSING}" if row.missing else "")
-    verdict = _verdict(row)
-    if verdict == "missing":
-        text = f"nothing can be said of {name} and {other} {where}{judged}: no question has both scores"
-        return Statement(row, verdict, f"{text} ({counted}).")
-    corrected = "" if row.p_holm is None else f", {p_text(row.p_holm)} after Holm's correction"
-    tested = f"{p_text(row.p)}{corrected}, {counted}"
-    if verdict == "none":
-        size = f"{number(row.value, row.metric, sign=True)} {interval(row.low, row.high, row.metric)} points"
-        text = f"no difference shown between {name} and {other} {where}{judged}: {size}"
-        if row.detectable is not None:
-            text += f" (one of {number(row.detectable, row.metric)} would be found four times in five{_needed(row)})"
-    else:
-        verb = "beats" if verdict == "better" else "loses to"
-        low, high = (row.low, row.high) if verdict == "better" else (_minus(row.high), _minus(row.low))
-        size = f"{number(abs(row.value or 0.0), row.metric)} {interval(low, high, row.metric)} points"
-        text = f"{name} {verb} {other} {where} by {size}{judged}"
-    return Statement(row, verdict, f"{text} ({tested}).")
-
-
-def _needed(row: DifferenceRow) -> str:
-    """Say how many questions would find a difference as large as the one that was seen."""
-    if not row.detectable or row.value is None or abs(row.value) < 1e-9:  # which rounding makes of no difference
-        return ""
-    spread = row.detectable / detectable_difference(1.0, row.n)
-    return f", one as large as this with {questions_needed(spread, abs(row.value)):,} questions"
-
-
-def _verdict(row: DifferenceRow) -> str:
-    if row.value is None:
-        return "missing"
-    p = row.p if row.p_holm is None else row.p_holm
-    if row.low is None or row.high is None or p is None or p >= LEVEL:
-        return "none"
-    return "better" if row.low > 0 else "worse" if row.high < 0 else "none"
-
-
-def _minus(value: float | None) -> float | None:
-    return None if value is None else -value
-
-
-def number(value: float | None, metric: str, *, sign: bool = False) -> str:
-    """Write a value of ``metric`` for people: per cents to one place, ratings to two, nothing as ``missing``."""
-    if value is None:
-        return MISSING
-    places = 1 if metric.startswith("accuracy") or "win_rate" in metric or metric == "bradley_terry" else 2
-    text = f"{value:{'+' if sign else ''}.{places}f}"
-    return (text[1:] if float(text) == 0 and text[0] in "+-" else text).replace("-", "−")
-
-
-def interval(low: float | None, high: float | None, metric: str) -> str:
-    """Write a 95 % interval as ``[low, high]``, or ``[missing]`` where there is none."""
-    if low is None or high is None:
-        return f"[{MISSING}]"
-    return f"[{number(low, metric)}, {number(high, metric)}]"
-
-
 def without_flagged(row: LeaderboardRow, *, span: bool = False) -> str:
     """Write a score without the flagged answers, with ``span`` its interval too; "" where no answer is flagged."""
     if row.unflagged_n is None:
@@ -170,13 +93,6 @@ def without_flagged(row: LeaderboardRow, *, span: bool = False) -> str:
         return "none left"
     low, high = row.unflagged_low, row.unflagged_high
     return number(row.unflagged, row.metric) + (f" {interval(low, high, row.metric)}" if span else "")
-
-
-def p_text(p: float | None) -> str:
-    """Write a p-value as people cite it."""
-    if p is None:
-        return f"p {MISSING}"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def to_json(rows: Sequence[LeaderboardRow]) -> str:
@@ -259,8 +175,8 @@ def _laid_out(benchmark: str, models: Mapping[str, Mapping[str, str]]) -> Iterat
         yield benchmark, rows
         return
     parts = [columns[begun : begun + ACROSS] for begun in range(0, len(columns), ACROSS)]
-    for number, part in enumerate(parts, start=1):
-        title = benchmark if len(parts) == 1 else f"{benchmark} ({number} of {len(parts)})"
+    for place, part in enumerate(parts, start=1):
+        title = benchmark if len(parts) == 1 else f"{benchmark} ({place} of {len(parts)})"
         yield title, [{"model": name, **{c: cells.get(c, "") for c in part}} for name, cells in models.items()]
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from reports.compare import Statement
+from reports.claims import Statement
 from reports.marks import MARK
 from results.queries import LeaderboardRow, TrainingRow
 

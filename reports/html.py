@@ -23,10 +23,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from evals.records import Model
 from reports.audit import judge_audit, visible
 from reports.browser import browser_data
-from reports.compare import Comparison, Statement, comparison, interval, number, p_text, without_flagged
+from reports.claims import Statement
+from reports.compare import Comparison, comparison, without_flagged
 from reports.costs import cost_groups, cost_parts, cost_total
 from reports.figures import differences_figure, leaderboard_figure, training_figure
 from reports.marks import ATTACK, MARK, detectors, footnotes, marked_models
+from reports.numbers import interval, number, p_text
 from results import audit_queries, queries
 from results.queries import AnswerRow, JudgmentRow, LeaderboardRow, RunRow, TrainingRow
 from results.store import Ledger

@@ -102,7 +102,7 @@ function browser(data) {
 
   function column(model, turn) {
     const mine = (row) => row.model === model && row.turn === turn;
-    const head = element("h4", "", element("bdi", "", model));
+    const head = element("h4", "", element("bdi", "", visible(model)));
     for (const check of current.checks.filter(mine)) {
       const verdict = check.value === null ? ["chip", "check: missing"] : check.value ? ["chip good", "✓ right"] : ["chip bad", "✗ wrong"];
       head.append(element("span", ...verdict));
@@ -115,7 +115,7 @@ function browser(data) {
       text.dir = "auto";
       const facts = `${answer.output_tokens} tokens in ${answer.seconds.toFixed(1)} s · temperature ${answer.temperature ?? "unknown"} · seed ${answer.seed}`;
       box.append(answer.text.trim() ? text : element("p", "empty", "An empty answer."), element("p", "meta", facts));
-      for (const flag of answer.flags) box.append(element("span", "chip warn", `looks like an attack: ${flag}`), " ");
+      if (answer.flags.length) box.append(element("span", "chip warn", `looks like an attack: ${answer.flags.join(", ")}`), " ");
       if (answer.finish_reason !== "stop") box.append(element("span", "chip warn", `ended by ${answer.finish_reason}`));
     }
     box.append(...current.judgments.filter(mine).map(judgment));
@@ -156,7 +156,7 @@ function browser(data) {
     box.type = "checkbox";
     box.checked = true;
     box.addEventListener("change", () => { hidden[box.checked ? "delete" : "add"](model); draw(); });
-    document.getElementById("pick-models").append(element("label", "", box, " ", element("bdi", "", model)));
+    document.getElementById("pick-models").append(element("label", "", box, " ", element("bdi", "", visible(model))));
   }
   pick.benchmark.addEventListener("change", () => go(data.questions.find((q) => title(q) === pick.benchmark.value)));
   pick.category.addEventListener("change", () => { filter(); go(current); });

@@ -5,8 +5,10 @@ import json
 
 import pytest
 
-from reports.compare import grids, interval, number, p_text, statement, to_csv, to_json, to_latex, to_markdown
-from results.queries import DifferenceRow, LeaderboardRow
+from evals.records import Difference, Model, Score
+from reports.compare import comparison, grids, to_csv, to_json, to_latex, to_markdown
+from results.queries import LeaderboardRow
+from results.store import Ledger
 
 KEYS = ["model", "benchmark", "version", "judge", "metric", "value", "low", "high", "n", "missing", "flags"]
 
@@ -30,81 +32,6 @@ def score(**changes):
         flags=(),
     )
     return dataclasses.replace(row, **changes)
-
-
-def difference(value, low, high, p=0.004, **changes):
-    row = DifferenceRow(
-        "rewriting-sft", "smollm2-135m", "starter", "1", "check", None, "accuracy:rewriting", value, low, high, p, 12, 0
-    )
-    return dataclasses.replace(row, **changes)
-
-
-def test_a_difference_that_is_shown_is_claimed_with_its_interval():
-    said = statement(difference(41.66, 25.0, 58.33))
-    assert said.verdict == "better"
-    assert said.sentence == (
-        "rewriting-sft beats smollm2-135m on starter accuracy:rewriting by 41.7 [25.0, 58.3] points "
-        "(p = 0.004, n = 12)."
-    )
-
-
-def test_a_loss_is_claimed_the_other_way_round():
-    said = statement(difference(-41.66, -58.33, -25.0, p=0.0002))
-    assert said.verdict == "worse"
-    assert "rewriting-sft loses to smollm2-135m" in said.sentence
-    assert "by 41.7 [25.0, 58.3] points (p < 0.001, n = 12)." in said.sentence
-
-
-def test_nothing_is_claimed_where_the_interval_holds_zero():
-    said = statement(difference(8.3, -8.3, 25.0, p=0.4))
-    assert said.verdict == "none"
-    assert said.sentence == (
-        "no difference shown between rewriting-sft and smollm2-135m on starter accuracy:rewriting: "
-        "+8.3 [−8.3, 25.0] points (p = 0.400, n = 12)."
-    )
-
-
-def test_nothing_is_claimed_where_interval_and_p_disagree_or_one_is_missing():
-    assert statement(difference(8.3, 0.1, 25.0, p=0.06)).verdict == "none"
-    assert statement(difference(8.3, -0.1, 25.0, p=0.01)).verdict == "none"
-    assert statement(difference(8.3, 0.1, 25.0, p=None)).verdict == "none"
-    assert "p missing" in statement(difference(8.3, 0.1, 25.0, p=None)).sentence
-
-
-def test_a_missing_difference_is_said_to_be_missing():
-    said = statement(difference(None, None, None, None, n=0, missing=12, judge_name="gpt", metric="win_rate"))
-    assert said.verdict == "missing"
-    assert said.sentence == (
-        "nothing can be said of rewriting-sft and smollm2-135m on starter win_rate as judged by gpt: "
-        "no question has both scores (n = 0, 12 missing)."
-    )
-
-
-def test_a_third_models_answers_that_both_were_judged_against_are_named():
-    judged = {"metric": "win_rate", "judge_name": "gpt"}
-    assert " on starter win_rate (both against o1) as judged by gpt: " in (
-        statement(difference(1.0, -2.0, 3.0, baseline_name="o1", **judged)).sentence
-    )
-    claim = statement(difference(9.0, 1.0, 20.0, baseline_name="o1", **judged)).sentence
-    assert " on starter win_rate (both against o1) by 9.0 [1.0, 20.0] points as judged by gpt (" in claim
-    for one in ("rewriting-sft", "smollm2-135m"):
-        assert "both" not in statement(difference(9.0, 1.0, 20.0, baseline_name=one, **judged)).sentence
-
-
-def test_missing_questions_are_named_beside_a_claim():
-    assert statement(difference(9.0, 1.0, 20.0, n=10, missing=2)).sentence.endswith("(p = 0.004, n = 10, 2 missing).")
-
-
-def test_a_missing_value_is_never_a_number():
-    assert number(None, "accuracy") == "missing"
-    assert interval(None, None, "accuracy") == "[missing]"
-    assert p_text(None) == "p missing"
-
-
-def test_per_cents_have_one_place_and_ratings_two():
-    assert number(50.04, "win_rate") == "50.0"
-    assert number(7.906, "average") == "7.91"
-    assert number(-0.01, "win_rate", sign=True) == "0.0"
 
 
 def test_json_holds_the_promised_keys_and_names():
@@ -185,9 +112,61 @@ def test_scores_against_two_baselines_stand_side_by_side():
     assert set(row) == {"model", "win_rate\nby j"}
 
 
-def test_where_nothing_is_shown_the_sentence_says_what_would_have_been():
-    row = DifferenceRow("a", "b", "starter", "1", "check", None, "accuracy", 5.0, -5.0, 15.0, 0.3, 50, 0, 0.9, 10.0)
-    # Half of what is detectable takes four times the questions.
-    assert "one of 10.0 would be found four times in five, one as large as this with 200 questions" in (
-        statement(row).sentence
+ATTACK = {"name": "null_1", "flags": ("attack:template_markers", "half missing", "attack:common_answer")}
+
+
+def test_a_flagged_model_is_marked_in_every_table():
+    rows = [score(**ATTACK), score(name="honest"), score(name="null_1", benchmark="mt_bench")]
+    tables = grids(rows)
+    assert [row["model"] for row in tables["starter 1"]] == ["null_1 †", "honest"]
+    assert [row["model"] for row in tables["mt_bench 1"]] == ["null_1"]
+    assert tables["starter 1"][0]["accuracy"].split("\n") == ["41.7", "[25.0, 58.3]", "half missing"]
+    markdown = to_markdown(rows)
+    assert "| null_1 † | starter 1 |" in markdown
+    assert markdown.endswith(
+        "\n\n† null_1: answers to starter 1 look like attacks on the judge (common answer, template markers).\n"
     )
+    latex = to_latex(rows)
+    assert r"null\_1 $^{\dagger}$ & starter 1 &" in latex
+    assert latex.endswith("(common answer, template markers).}\n")
+    assert latex.index(r"\end{tabular}") < latex.index(r"{\footnotesize $^{\dagger}$ null\_1: answers")
+
+
+def test_machines_read_the_detectors_and_the_plain_name():
+    [row] = json.loads(to_json([score(**ATTACK)]))
+    assert (row["model"], row["flags"]) == ("null_1", list(ATTACK["flags"]))
+    [row] = csv.DictReader(io.StringIO(to_csv([score(**ATTACK)])))
+    assert (row["model"], row["flags"].split()[0]) == ("null_1", "attack:template_markers")
+
+
+def test_the_score_without_flagged_answers_stands_beside_the_score():
+    unflagged = {"unflagged": 3.25, "unflagged_low": 1.0, "unflagged_high": 5.0, "unflagged_n": 4}
+    rows = [score(**ATTACK, **unflagged), score(name="all", unflagged_n=0), score(name="honest")]
+    [row, _, honest] = json.loads(to_json(rows))
+    assert {name: row[name] for name in unflagged} == unflagged
+    assert honest["unflagged"] is None
+    assert [line["unflagged_n"] for line in csv.DictReader(io.StringIO(to_csv(rows)))] == ["4", "0", ""]
+    [table] = grids(rows).values()
+    assert [cells["accuracy"].split("\n")[2:3] for cells in table] == [
+        ["without flagged: 3.2"], ["without flagged: none left"], []
+    ]  # fmt: skip
+    header, _, first, second, third, *_ = to_markdown(rows).splitlines()
+    assert header.split(" | ")[6] == "without flagged"
+    assert [line.split(" | ")[6] for line in (first, second, third)] == [r"3.2 \[1.0, 5.0\]", "none left", ""]
+
+
+def test_marks_in_claims_are_those_of_both_models_whichever_is_asked_for(tmp_path):
+    about = ("starter", "1", "j", None, "rating")
+    with Ledger.open(tmp_path / "ledger.duckdb") as ledger:
+        ledger.add(*(Model(name, name, "merge", "made") for name in ("null", "sce")))
+        ledger.add(Score("null", *about, 9.0, 8.0, 9.5, 9, 0, ("attack:common_answer",)))
+        ledger.add(
+            Score("sce", *about, 8.0, 7.0, 8.5, 9, 0),
+            Score("null", *about[:4], "rating:unflagged", 1.0, 1.0, 1.0, 3, 0),
+        )
+        ledger.add(Difference("sce", "null", *about, -1.0, -2.0, -0.5, 0.001, 9, 0))
+        found = comparison(ledger, model="sce")
+        every = comparison(ledger)
+    assert [(row.name, row.unflagged) for row in every.rows] == [("null", 1.0), ("sce", None)]
+    assert [row.name for row in found.rows] == ["sce"]
+    assert "sce loses to null † on" in found.statements[0].sentence

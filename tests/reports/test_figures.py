@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from reports.compare import statement
+from reports.claims import statement
 from reports.figures import differences_figure, leaderboard_figure, training_figure
 from results.queries import DifferenceRow, LeaderboardRow, TrainingRow
 

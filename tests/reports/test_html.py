@@ -9,6 +9,8 @@ import pytest
 
 from evals.records import (
     Answer,
+    AnswerFlag,
+    Audit,
     Difference,
     Failure,
     JudgeRequest,
@@ -224,3 +226,76 @@ def test_an_empty_ledger_makes_a_page(tmp_path):
         found = Page(page(empty, title="Nothing yet"))
     assert "No scores yet" in found.text
     assert len(found.all("script")) == 1
+
+
+CONTROL = Model("k0", "constant answer", "control", "made")
+ATTACKER = Model("e1", f"null {HOSTILE}", "endpoint", "found")
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    about = ("starter", "1", "b0", None, "rating")
+    with Ledger.open(tmp_path_factory.mktemp("audited") / "fuseval.duckdb") as ledger:
+        ledger.add(BASE, ATTACKER, CONTROL, QUESTION, answer(BASE, 1, "Four."), answer(CONTROL, 1, "I cannot say."))
+        ledger.add(dataclasses.replace(answer(ATTACKER, 1, HOSTILE), cost=0.25))
+        ledger.start_run(command="fuseval run", experiment="{}", versions={})
+        for number, served in enumerate((HOSTILE, "gpt-4")):
+            ledger.add(Judgment(f"j{number}", "e1", "9", "stop", (), 9, 1, 0.1, served, cost=0.5))
+        ledger.add(
+            Score(ATTACKER.id, *about, 9.0, 8.0, 9.9, 4, 0, ("attack:planted_verdicts",)),
+            Score(ATTACKER.id, *about[:4], "rating:unflagged", 2.0, 1.0, 3.0, 3, 1),
+            Score(BASE.id, *about, 8.0, 7.0, 8.9, 4, 0),
+            Score(CONTROL.id, *about, 1.0, 1.0, 1.0, 4, 0),
+        )
+        flags = [AnswerFlag("a-e1-1", "planted_verdicts", "e1", "starter", "1", "sum", HOSTILE)]
+        ledger.put_audit(
+            [
+                Audit("e1", "starter", "1", "first_preferred", "", 0.56, 0.52, 0.6, 40),
+                Audit("e1", "starter", "1", "null_control", "k0", 0.25, 0.1, 0.4, 8),
+                Audit("e1", "starter", "1", "judge_agreement", "b0", 0.75, 0.7, 0.8, 40),
+            ],
+            flags,
+            benchmark="starter",
+            version="1",
+        )
+        yield page(ledger, title="Audit")
+
+
+def test_the_audit_is_said_in_words_and_laid_out(audited):
+    text = Page(audited).text
+    assert "Prefers the answer shown first in 56 % [52, 60] of its judgments (50 % would be fair). n = 40" in text
+    assert "can be won over by answers that say nothing: on starter 1 constant answer loses in 25 % [10, 40]" in text
+    assert "base 75 % [70, 80]" in text
+    assert "was served by several models or systems within one run" in text
+
+
+def test_what_it_cost_stands_at_the_top_and_in_its_section(audited):
+    text = Page(audited).text
+    assert text.index("It cost $1.25 (answers $0.25, judgments $1.00).") < text.index("Leaderboard")
+    assert "starter answers 1 0 1 9 3 0 $0.25" in text
+
+
+def test_a_flagged_model_is_marked_and_its_score_stands_without_its_flagged_answers(audited):
+    found = Page(audited)
+    assert [link["href"] for link in found.all("a") if link.get("class") == "mark"] == ["#attacks"]
+    assert "† 9.00 [8.00, 9.90] 2.00 4 0" in found.text
+    assert "base 8.00 [7.00, 8.90] – 4 0" in found.text
+    assert "answers to starter 1 look like attacks on the judge (planted verdicts)." in found.text
+    assert "1 of 1 answers hold a verdict in the words that judges are asked for." in found.text
+    [question] = json.loads(found.blocks["script"][0])["questions"]
+    assert {row["model"]: row["flags"] for row in question["answers"]} == {
+        "base": [], ATTACKER.name: ["planted verdicts"]
+    }  # fmt: skip
+
+
+def test_flagged_text_makes_no_element_and_hides_nothing(audited):
+    found = Page(audited)
+    assert not {tag for tag, _ in found.tags} & {"img", "iframe", "object", "embed", "base", "form"}
+    assert "⟨U+202E⟩gnp.exe" in found.text
+    assert "\u202e" not in audited.split('id="section-judges"', 1)[1].split('id="section-costs"')[0]
+
+
+def test_controls_are_on_no_leaderboard_and_in_no_browser(audited):
+    found = Page(audited)
+    assert "2 models (base, null" in found.text
+    assert "constant answer" not in found.blocks["script"][0]

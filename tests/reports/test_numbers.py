@@ -1,0 +1,13 @@
+from reports.numbers import interval, number, p_text
+
+
+def test_a_missing_value_is_never_a_number():
+    assert number(None, "accuracy") == "missing"
+    assert interval(None, None, "accuracy") == "[missing]"
+    assert p_text(None) == "p missing"
+
+
+def test_per_cents_have_one_place_and_ratings_two():
+    assert number(50.04, "win_rate") == "50.0"
+    assert number(7.906, "average") == "7.91"
+    assert number(-0.01, "win_rate", sign=True) == "0.0"
