@@ -118,7 +118,6 @@ class Target(_Strict):
     evaluate: bool = True
     strip_thinking: bool = False  # as a model's
 
-
     @model_validator(mode="after")
     def _sources_of_explicit(self) -> Target:
         if self.kind == "explicit" and not self.sources:

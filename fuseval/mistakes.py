@@ -11,6 +11,7 @@ from typing import Any
 from evals.catalog import UnknownBenchmark, find_benchmark
 from fuseval.config import ConfigError, did_you_mean, locate
 from fuseval.experiment import Experiment, Merge, PanelSpec
+from fuseval.training import on_hub, params_of
 
 
 def mistakes(experiment: Experiment, folder: Path) -> Iterator[tuple[str, str]]:
@@ -24,7 +25,9 @@ def mistakes(experiment: Experiment, folder: Path) -> Iterator[tuple[str, str]]:
         except UnknownBenchmark as error:
             yield f"benchmarks[{number}]", str(error)
     files = [(f"models[{i}].path", m.path) for i, m in enumerate(experiment.models) if m.path]
-    files += [(f"fusion.targets[{i}].data", t.data) for i, t in enumerate(experiment.fusion.targets)]
+    files += [
+        (f"fusion.targets[{i}].data", t.data) for i, t in enumerate(experiment.fusion.targets) if not on_hub(t.data)
+    ]
     files += [("prices", experiment.prices)] if experiment.prices else []
     files += [("audit.people", experiment.audit.people)] if experiment.audit.people else []
     for i, model in enumerate(experiment.models):
@@ -60,6 +63,7 @@ def _wrong_names(experiment: Experiment) -> Iterator[tuple[str, str]]:
     # A target or merge may only use what stands before it: so no circle can be written.
     for i, target in enumerate(experiment.fusion.targets):
         uses.append((f"fusion.targets[{i}].base", target.base, tuple(known)))
+        uses += [(f"fusion.targets[{i}].sources[{j}]", s, tuple(known)) for j, s in enumerate(target.sources)]
         yield from _taken(f"fusion.targets[{i}].name", target.name, known)
     for i, merge in enumerate(experiment.fusion.merges):
         uses.append((f"fusion.merges[{i}].base", merge.base, tuple(known)))
@@ -108,10 +112,9 @@ def _wrong_params(experiment: Experiment) -> Iterator[tuple[str, str]]:
     from fusion.errors import FusionError
 
     for i, target in enumerate(experiment.fusion.targets):
-        from fusion.sft import SftParams
-
+        kind = params_of(target.kind)
         try:
-            SftParams(**_known_fields(target.params, SftParams, f"sft of {target.name!r}"))
+            kind(**_known_fields(target.params, kind, f"{target.kind} of {target.name!r}"))
         except (FusionError, ValueError, TypeError) as error:
             yield f"fusion.targets[{i}].params", str(error)
 

@@ -6,17 +6,17 @@ identities of what goes into it. So a target or merge has its identity, and its 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from evals.keys import content_key
-from evals.records import Coefficient, Model, TrainingPoint
+from evals.records import Coefficient, Model
 from fuseval.config import ConfigError, locate
 from fuseval.experiment import Endpoint, Experiment, Merge, ModelSpec, Target
+from fuseval.training import find_data, target_recipe, train
 from fusion.hashes import content_hash
 from fusion.settings import ordered
 
@@ -101,7 +101,7 @@ def make(candidate: Candidate, models: Mapping[str, Candidate], *, watch: Watch)
         from_gguf(candidate.gguf, candidate.folder)
         watch(f"convert {candidate.name}", 1, 1)
     elif candidate.target:
-        _train(candidate, candidate.target, models, watch=watch)
+        train(candidate, candidate.target, models, watch=watch)
     elif candidate.adapter and candidate.adapter_of:
         from fuseval.merging import lay_over
 
@@ -110,16 +110,6 @@ def make(candidate: Candidate, models: Mapping[str, Candidate], *, watch: Watch)
         from fuseval.merging import merge_weights
 
         merge_weights([candidate], models, watch=watch)
-
-
-def training_points(candidate: Candidate) -> tuple[TrainingPoint, ...]:
-    """Return what the training that made the candidate logged; nothing for one that was not trained, or not yet."""
-    if not candidate.target or candidate.folder is None or not candidate.folder.exists():
-        return ()
-    from fusion.sft import read_steps
-
-    steps = read_steps(candidate.folder)
-    return tuple(TrainingPoint(candidate.id, s.step, s.loss, s.learning_rate, s.tokens) for s in steps)
 
 
 def merge_coefficients(candidate: Candidate) -> tuple[Coefficient, ...]:
@@ -143,7 +133,7 @@ def merge_coefficients(candidate: Candidate) -> tuple[Coefficient, ...]:
 def inputs(candidate: Candidate, models: Mapping[str, Candidate]) -> tuple[str, ...]:
     """Return the names of the models whose weights it takes to make the candidate's."""
     if candidate.target:
-        return (candidate.target.base,)
+        return (candidate.target.base, *candidate.target.sources)
     if candidate.merge:
         from fuseval.merging import laid_over
 
@@ -201,23 +191,12 @@ def _from_hub(spec: ModelSpec) -> Path:
 
 
 def _target(target: Target, known: Mapping[str, Candidate], *, beside: Path, folder: Path) -> Candidate:
-    base, data = known[target.base], locate(target.data, beside=beside)
-    recipe = {
-        "kind": target.kind,
-        "base": base.id,
-        "data": hashlib.sha256(data.read_bytes()).hexdigest(),
-        "params": _sft_params(target),
-    }
+    data = find_data(target.data, beside=beside)
+    recipe = target_recipe(target, known, data=data)
     return Candidate(
-        _made(target.name, "sft", recipe, parent=base.id, folder=folder), target.evaluate,
+        _made(target.name, target.kind, recipe, parent=known[target.base].id, folder=folder), target.evaluate,
         (folder / f"{target.name}-{content_key(recipe)[:8]}").absolute(), target=target, data=data,
     )  # fmt: skip
-
-
-def _sft_params(target: Target) -> dict[str, object]:
-    from fusion.sft import SftParams
-
-    return asdict(SftParams(**target.params))
 
 
 def _merge(merge: Merge, known: Mapping[str, Candidate], *, folder: Path) -> Candidate:
@@ -248,25 +227,3 @@ def _made(name: str, kind: str, recipe: Mapping[str, object], *, parent: str, fo
     identity = content_key(recipe)
     text = json.dumps(recipe, ensure_ascii=False, sort_keys=True)
     return Model(identity, name, kind, str(folder / f"{name}-{identity[:8]}"), parent, text)
-
-
-def _train(candidate: Candidate, target: Target, models: Mapping[str, Candidate], *, watch: Watch) -> None:
-    from fusion.sft import SftParams, Step, fine_tune
-
-    base = models[target.base]
-    assert base.folder is not None and candidate.folder is not None and candidate.data is not None
-    stage = f"train {candidate.name}"
-    watch(stage, 0, 0)
-
-    def on_step(step: Step) -> None:
-        watch(stage, step.step, step.total)
-
-    fine_tune(
-        base.folder,
-        candidate.data,
-        candidate.folder,
-        SftParams(**target.params),
-        on_step=on_step,
-        recipe={**json.loads(candidate.model.recipe), "name": candidate.name, "base_name": base.name},
-        card=f"# {candidate.name}\n\n{base.name}, fine-tuned by fuseval on {candidate.data.name}; see recipe.json.\n",
-    )

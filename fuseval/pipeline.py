@@ -18,10 +18,11 @@ from fuseval.config import ConfigError
 from fuseval.engines import Engines
 from fuseval.experiment import Experiment
 from fuseval.judging import benchmark_requests, given_up, judge_all, wanted
-from fuseval.models import Candidate, Watch, make, merge_coefficients, training_points
+from fuseval.models import Candidate, Watch, make, merge_coefficients
 from fuseval.panels import panel_model
 from fuseval.prices import unpriced
 from fuseval.scoring import score
+from fuseval.training import training_points
 from results.store import Ledger
 
 
