@@ -14,15 +14,12 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from evals.chat import ChatError, ChatRequest, NoReply, Reply
 from evals.chat_json import read_reply, request_body
-from evals.dispatch import Arrivals, Dispatch, Rules, Site
+from evals.connections import Site, read_site
+from evals.dispatch import Arrivals, Dispatch, Rules
 from evals.pace import Pace
-
-if TYPE_CHECKING:
-    from yarl import URL
 
 __all__ = ["NO_KEY", "OPENAI", "EndpointModel", "read_reply", "request_body"]
 
@@ -84,13 +81,14 @@ class EndpointModel:
         self.replicas = tuple(replicas)
         self.requests_per_minute = requests_per_minute
         self.tokens_per_minute = tokens_per_minute
+        self._idle: list[list[Site]] = []  # what calls that ended found out about pace, for the next ones
 
     def chat(self, requests: Iterable[ChatRequest]) -> Generator[tuple[int, Reply | NoReply], None, None]:
         """Yield (index, reply or failure) as each arrives; closing the generator cancels what is in flight.
 
         ``requests`` is drawn on in another thread (but for the first), one request whenever one can be sent; what it
         raises is raised here, after what was in flight by then. One session, with its pool of connections, serves one
-        call: hand over many requests at once.
+        call: hand over many requests at once. What was found out about pace is kept for the next call.
         """
         drawn = iter(requests)
         try:
@@ -98,7 +96,11 @@ class EndpointModel:
         except StopIteration:
             return
         key = self._read_key()
-        call = _Call(chain([first], drawn), self._rules(key), self._sites)
+        try:
+            sites = self._idle.pop()
+        except IndexError:  # the first call, or one beside another
+            sites = self._make_sites()
+        call = _Call(chain([first], drawn), self._rules(key), sites)
         thread = threading.Thread(target=call.run, name=f"chat {self.model}", daemon=True)
         thread.start()
         try:
@@ -109,6 +111,9 @@ class EndpointModel:
         finally:
             call.cancel()
             thread.join()
+            for site in sites:
+                site.rest()
+            self._idle.append(sites)
 
     def _read_key(self) -> str | None:
         if self.api_key_env is None:
@@ -139,25 +144,20 @@ class EndpointModel:
             backoff=self.backoff,
         )
 
-    def _sites(self) -> list[Site]:
-        return [self._site(url or OPENAI) for url in (self.base_url, *self.replicas)]
-
-    def _site(self, base_url: str) -> Site:
-        from yarl import URL
-
-        base = URL(base_url)
-        if not base.host:
-            raise ChatError(f"base_url {base_url!r} of model {self.model!r} names no host: write http://host:port/v1")
-        if self.api_key_env is not None:
-            base = base.with_user(None)  # the key goes into the same header as a name and password would
-        pace = Pace(
-            most=self.concurrency,
-            backoff=self.backoff,
-            requests_per_minute=self.requests_per_minute,
-            tokens_per_minute=self.tokens_per_minute,
-        )
-        url = base.joinpath("chat", "completions").with_query(base.query)
-        return Site(place=str(base.with_user(None)).rstrip("/"), url=url, proxy=_proxy(url), pace=pace)
+    def _make_sites(self) -> list[Site]:
+        found = []
+        for base_url in (self.base_url or OPENAI, *self.replicas):
+            pace = Pace(
+                most=self.concurrency,
+                backoff=self.backoff,
+                requests_per_minute=self.requests_per_minute,
+                tokens_per_minute=self.tokens_per_minute,
+            )
+            try:
+                found.append(read_site(base_url, has_key=self.api_key_env is not None, pace=pace))
+            except ValueError as error:
+                raise ChatError(f"base_url of model {self.model!r}: {error}: write http://host:port/v1") from None
+        return found
 
 
 @dataclass(eq=False)
@@ -166,7 +166,7 @@ class _Call:
 
     requests: Iterator[ChatRequest]
     rules: Rules
-    sites: Callable[[], list[Site]]
+    sites: list[Site]
     arrivals: Arrivals = field(default_factory=Arrivals)
     _ready: threading.Event = field(default_factory=threading.Event)
     _main: asyncio.Task[None] | None = None
@@ -204,15 +204,6 @@ class _Call:
 
     async def _ask_all(self) -> None:
         self._main = asyncio.current_task()
-        self._dispatch = Dispatch(self.requests, sites=self.sites(), rules=self.rules, arrivals=self.arrivals)
+        self._dispatch = Dispatch(self.requests, sites=self.sites, rules=self.rules, arrivals=self.arrivals)
         self._ready.set()
         await self._dispatch.run()
-
-
-def _proxy(url: URL) -> str | None:
-    """Return the proxy that the environment names for this URL, None for none."""
-    import urllib.request
-
-    if url.host is None or urllib.request.proxy_bypass(url.host):
-        return None
-    return urllib.request.getproxies().get(url.scheme)

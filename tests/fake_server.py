@@ -106,7 +106,6 @@ class FakeServer:
         self.fingerprints = itertools.cycle(fingerprints)
         self.bodies: list[dict[str, Any]] = []  # of the chat requests, in order of arrival
         self.headers: list[dict[str, str]] = []  # theirs
-        self.times: list[float] = []  # when they came
         self.count = 0  # how many chat requests came
         self.connections = self.in_flight = self.most_in_flight = self.cut_off = 0
         self.port = port
@@ -145,6 +144,10 @@ class FakeServer:
         """Return what is to be done with a request."""
         if self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
             return wrong_key()({})
+        if path == "/stats":  # for other processes
+            refused = self.limit.refused if self.limit else 0
+            told = {"count": self.count, "refused": refused, "most_in_flight": self.most_in_flight}
+            return Answer(json.dumps(told).encode())
         if path == "/v1/models":
             listed = [{"id": name, "object": "model", "created": 0, "owned_by": "fake"} for name in self.models]
             return Answer(json.dumps({"object": "list", "data": listed}).encode())
@@ -155,7 +158,6 @@ class FakeServer:
         if self.keep:
             self.bodies.append(body)
             self.headers.append(headers)
-            self.times.append(self._loop.time())
         if self.log is not None:
             with self.log.open("a") as out:
                 out.write(json.dumps(body) + "\n")

@@ -273,6 +273,24 @@ def test_what_would_fail_again_is_not_asked_again(trouble: fake.Behaviour, kind:
     assert (outcome.kind, outcome.attempts, server.count) == (kind, 1, 1)
 
 
+def test_an_error_within_a_200_is_the_error_that_it_says() -> None:
+    busy = fake.malformed('{"error": {"code": 429, "message": "upstream is busy"}}')
+    filtered = fake.malformed('{"error": {"code": 403, "message": "Your input was flagged by moderation"}}')
+    with FakeServer(script=[busy, busy, filtered]) as server:
+        outcomes = [one(server, max_attempts=2), one(server)]
+    assert [o.kind for o in outcomes if isinstance(o, NoReply)] == ["rate_limit", "content_filter"]
+
+
+def test_with_everything_going_wrong_every_request_comes_to_exactly_one_end() -> None:
+    kinds = fake.PASSING | fake.LASTING
+    requests = [ask(str(i)) for i in range(300)]
+    with FakeServer(script=fake.mishaps(0.3, kinds=kinds)) as server:
+        arrived = list(model(server, max_attempts=9).chat(requests))
+    assert sorted(index for index, _ in arrived) == list(range(300))
+    failed = {outcome.kind for _, outcome in arrived if isinstance(outcome, NoReply)}
+    assert failed <= {"content_filter", "refusal", "context_length", "truncated"}
+
+
 def test_one_request_too_long_does_not_stop_the_others() -> None:
     with FakeServer(script=lambda body, _: fake.too_long() if body["seed"] == 2 else None) as server:
         arrived = dict(model(server).chat([ask(sampling=Sampling(seed=i)) for i in range(5)]))
@@ -302,30 +320,42 @@ def test_a_quota_used_up_for_the_day_stops_everything() -> None:
     words = r"quota is used up for the next 86400 s: run again then"
     spent = [fake.rate_limited(after="86400")] * 99
     with FakeServer(script=spent) as server, pytest.raises(ChatError, match=words):
-        list(model(server).chat([ask(str(i)) for i in range(99)]))
+        list(model(server, concurrency=16).chat([ask(str(i)) for i in range(99)]))
     assert server.count <= 32
 
 
 def test_a_limited_rate_is_learned_without_a_storm() -> None:
-    limit = Limit(rate=400, burst=20)
+    limit = Limit(rate=800, burst=20)
     with FakeServer(limit=limit, keep=False) as server:
-        replies = [r for _, r in model(server, backoff=0.05, max_attempts=9).chat([ask(str(i)) for i in range(1000)])]
+        replies = [r for _, r in model(server, backoff=0.05, max_attempts=9).chat([ask(str(i)) for i in range(400)])]
     assert all(isinstance(reply, Reply) for reply in replies)
-    assert limit.refused < 100
+    assert limit.refused < 80
+
+
+def test_what_one_call_found_out_about_pace_serves_the_next() -> None:
+    limit = Limit(rate=800, burst=20)
+    with FakeServer(limit=limit, keep=False) as server:
+        asked = model(server, backoff=0.05, max_attempts=9)
+        refused = []
+        for _ in range(2):
+            assert len(list(asked.chat([ask(str(i)) for i in range(150)]))) == 150
+            refused.append(limit.refused)
+    assert refused[1] - refused[0] < refused[0]
 
 
 def test_a_rate_that_headers_tell_is_hardly_ever_refused() -> None:
-    limit = Limit(rate=400, burst=200, headers=True)
+    limit = Limit(rate=800, burst=200, headers=True)
     with FakeServer(limit=limit, keep=False) as server:
-        replies = [r for _, r in model(server, backoff=0.05, max_attempts=9).chat([ask(str(i)) for i in range(1000)])]
+        replies = [r for _, r in model(server, backoff=0.05, max_attempts=9).chat([ask(str(i)) for i in range(500)])]
     assert all(isinstance(reply, Reply) for reply in replies)
     assert limit.refused < 50
 
 
 def test_limits_given_by_hand_are_kept() -> None:
+    began = time.monotonic()
     with FakeServer() as server:
-        list(model(server, requests_per_minute=6000).chat([ask(str(i)) for i in range(101)]))
-    assert server.times[-1] - server.times[0] >= 0.4  # 100 a second, but for a burst of half a second's
+        assert len(list(model(server, requests_per_minute=6000).chat([ask(str(i)) for i in range(101)]))) == 101
+    assert time.monotonic() - began >= 0.4  # 100 a second, but for a burst of half a second's
 
 
 def test_a_wish_to_wait_for_a_day_ends_the_request() -> None:
@@ -344,7 +374,7 @@ def test_retry_after_may_be_a_date() -> None:
 def test_a_wrong_key_stops_everything_and_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_ENDPOINT_KEY", KEY)
     with FakeServer(script=[fake.wrong_key(echo=KEY)] * 99) as server, pytest.raises(ChatError) as caught:
-        list(model(server, api_key_env="TEST_ENDPOINT_KEY").chat([ask()] * 50))
+        list(model(server, api_key_env="TEST_ENDPOINT_KEY", concurrency=16).chat([ask()] * 50))
     said = str(caught.value)
     assert "TEST_ENDPOINT_KEY" in said
     assert "fake-model" in said
@@ -470,6 +500,11 @@ def test_a_server_that_comes_up_late_is_waited_for() -> None:
     timer.join()
     late.__exit__()
     assert len(replies) == late.count == 50
+
+
+def test_a_base_url_without_a_host_is_refused_before_anything_is_sent() -> None:
+    with pytest.raises(ChatError, match=r"'http:///v1' names no host: write http://"):
+        list(EndpointModel(base_url="http:///v1", model="m", api_key_env=None).chat([ask()]))
 
 
 def test_a_base_url_without_a_scheme_is_refused_at_once() -> None:
