@@ -448,6 +448,7 @@ def _check_coverage(covered: Coverage, session: Run) -> None:
     say(
         f"coverage {covered.share:.1%} is below {session.experiment.coverage:.1%}: {covered.answers} of "
         f"{covered.answers_wanted} questions answered, {covered.verdicts} of {covered.verdicts_wanted} verdicts read; "
-        "the report lists the failures, and the same command asks for what is missing"
+        "the report lists the failures; the same command asks for what is missing, with --retry-failed also for what "
+        "was refused, filtered or too long"
     )
     raise typer.Exit(3)

@@ -37,14 +37,18 @@ class Engines:
     budget: Budget = field(default_factory=Budget)
     prices: Path | None = None
     _local: LocalModel | None = field(default=None)
+    _asked: dict[str, ChatModel] = field(default_factory=dict)  # endpoints by identity: what is learned of pace stays
 
     def chat_model(self, candidate: Candidate) -> ChatModel:
         """Return the candidate ready to chat; what the last call returned for a checkpoint is not usable any more."""
         if candidate.endpoint:
-            model = self._endpoint(candidate.endpoint)
-            spoken: ChatModel = WithoutThinking(model) if candidate.strip_thinking else model
-            price = self.price(candidate)
-            return spoken if price is None else self._metered(spoken, candidate.endpoint, price)
+            if candidate.id not in self._asked:
+                model = self._endpoint(candidate.endpoint)
+                spoken: ChatModel = WithoutThinking(model) if candidate.strip_thinking else model
+                price = self.price(candidate)
+                metered = spoken if price is None else self._metered(spoken, candidate.endpoint, price)
+                self._asked[candidate.id] = metered
+            return self._asked[candidate.id]
         local = self._loaded(candidate)
         return WithoutThinking(local, local.count_tokens) if candidate.strip_thinking else local
 

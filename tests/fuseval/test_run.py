@@ -148,7 +148,8 @@ def test_too_little_coverage_ends_with_code_3_and_says_what_is_missing(workplace
         assert code == 3, err
         assert "22 of 24 questions answered" in err
         assert {row[0] for row in table(folder, "SELECT kind FROM failures")} == {"context_length"}
-        code, _, err = fuseval(folder, "run", "run.yaml")
+        assert "--retry-failed" in err
+        code, _, err = fuseval(folder, "run", "run.yaml", "--retry-failed")
         assert code == 0, err
         assert table(folder, "SELECT * FROM failures") == []
 
