@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from evals.catalog import UnknownBenchmark, find_benchmark
 from fuseval.config import ConfigError, did_you_mean, locate
 from fuseval.experiment import Experiment, Merge, PanelSpec
-from fuseval.training import on_hub, params_of
+from fuseval.training import on_hub, read_params
 
 
 def mistakes(experiment: Experiment, folder: Path) -> Iterator[tuple[str, str]]:
@@ -112,9 +110,8 @@ def _wrong_params(experiment: Experiment) -> Iterator[tuple[str, str]]:
     from fusion.errors import FusionError
 
     for i, target in enumerate(experiment.fusion.targets):
-        kind = params_of(target.kind)
         try:
-            kind(**_known_fields(target.params, kind, f"{target.kind} of {target.name!r}"))
+            read_params(target.kind, target.params, f"{target.kind} of {target.name!r}")
         except (FusionError, ValueError, TypeError) as error:
             yield f"fusion.targets[{i}].params", str(error)
 
@@ -178,11 +175,3 @@ def _wrong_merge(merge: Merge) -> Iterator[tuple[str, str]]:
         except RecipeError as error:
             # A wrong number of sources is a matter of no parameter.
             yield "sources" if re.search(r"and there are \d+", str(error)) else place, str(error)
-
-
-def _known_fields(given: dict[str, Any], kind: type[Any], what: str) -> dict[str, Any]:
-    names = [f.name for f in fields(kind)]
-    for key in given:
-        if key not in names:
-            raise ValueError(f"{what} takes no {key!r}; it takes {', '.join(names)}.{did_you_mean(key, names)}")
-    return given

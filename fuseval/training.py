@@ -6,12 +6,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.records import TrainingPoint
-from fuseval.config import ConfigError, locate
+from fuseval.config import ConfigError, did_you_mean, locate
 from fuseval.experiment import Target
 
 if TYPE_CHECKING:
@@ -45,15 +45,32 @@ def find_data(data: str, *, beside: Path) -> Path:
     return Path(found)
 
 
-def params_of(kind: str) -> type[Any]:
-    """Return the dataclass that a target's params are the fields of."""
+def read_params(kind: str, given: Mapping[str, Any], what: str) -> Any:
+    """Return a target's params as its kind's own record; ValueError, TypeError or FusionError where they are wrong.
+
+    Parts that are records themselves (``teachers`` and ``training`` of explicit fusion) are mappings in the file.
+    """
     if kind == "explicit":
         from fusion.explicit import ExplicitParams
 
-        return ExplicitParams
+        return _record(ExplicitParams, given, what)
     from fusion.sft import SftParams
 
-    return SftParams
+    return _record(SftParams, given, what)
+
+
+def _record(kind: type[Any], given: Mapping[str, Any], what: str) -> Any:
+    parts = {f.name: f for f in fields(kind)}
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in parts:
+            raise ValueError(f"{what} takes no {key!r}; it takes {', '.join(parts)}.{did_you_mean(key, parts)}")
+        part: Any = parts[key].default_factory
+        if is_dataclass(part) and isinstance(part, type) and isinstance(value, Mapping):
+            values[key] = _record(part, value, f"{key} of {what}")
+        else:
+            values[key] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
 
 
 def target_recipe(target: Target, known: Mapping[str, Candidate], *, data: Path) -> dict[str, object]:
@@ -62,45 +79,47 @@ def target_recipe(target: Target, known: Mapping[str, Candidate], *, data: Path)
         "kind": target.kind,
         "base": known[target.base].id,
         "data": hashlib.sha256(data.read_bytes()).hexdigest(),
-        "params": asdict(params_of(target.kind)(**target.params)),
+        "params": asdict(read_params(target.kind, target.params, f"{target.kind} of {target.name!r}")),
     }
     return recipe | ({"sources": [known[source].id for source in target.sources]} if target.sources else {})
 
 
 def train(candidate: Candidate, target: Target, models: Mapping[str, Candidate], *, watch: Watch) -> None:
     """Make a target's weights; those of its base and sources are there."""
-    base = models[target.base]
-    assert base.folder is not None and candidate.folder is not None and candidate.data is not None
-    recipe = {**json.loads(candidate.model.recipe), "name": candidate.name, "base_name": base.name}
-    stage = f"train {candidate.name}"
-    watch(stage, 0, 0)
+    recipe = {**json.loads(candidate.model.recipe), "name": candidate.name, "base_name": target.base}
     if target.kind == "explicit":
         _explicit(candidate, target, models, watch=watch, recipe=recipe)
-        return
+    else:
+        _sft(candidate, target, models, watch=watch, recipe=recipe)
+
+
+def _sft(
+    candidate: Candidate,
+    target: Target,
+    models: Mapping[str, Candidate],
+    *,
+    watch: Watch,
+    recipe: Mapping[str, object],
+) -> None:
     from fusion.sft import SftParams, Step, fine_tune
+
+    base, data = models[target.base], candidate.data
+    assert base.folder is not None and candidate.folder is not None and data is not None
+    stage = f"train {candidate.name}"
+    watch(stage, 0, 0)
 
     def on_step(step: Step) -> None:
         watch(stage, step.step, step.total)
 
     fine_tune(
         base.folder,
-        candidate.data,
+        data,
         candidate.folder,
         SftParams(**target.params),
         on_step=on_step,
         recipe=recipe,
-        card=f"# {candidate.name}\n\n{base.name}, fine-tuned by fuseval on {candidate.data.name}; see recipe.json.\n",
+        card=f"# {candidate.name}\n\n{base.name}, fine-tuned by fuseval on {data.name}; see recipe.json.\n",
     )
-
-
-def training_points(candidate: Candidate) -> tuple[TrainingPoint, ...]:
-    """Return what the training that made the candidate logged; nothing for one that was not trained, or not yet."""
-    if not candidate.target or candidate.folder is None or not candidate.folder.exists():
-        return ()
-    from fusion.sft import read_steps
-
-    steps = read_steps(candidate.folder)
-    return tuple(TrainingPoint(candidate.id, s.step, s.loss, s.learning_rate, s.tokens) for s in steps)
 
 
 def _explicit(
@@ -111,4 +130,49 @@ def _explicit(
     watch: Watch,
     recipe: Mapping[str, object],
 ) -> None:
-    raise NotImplementedError
+    from fusion.explicit import Progress, fuse_explicitly
+
+    base, data = models[target.base], candidate.data
+    folders = {name: models[name].folder for name in target.sources}
+    assert base.folder is not None and candidate.folder is not None and data is not None
+    shown = {"map": "map vocabularies", "plan": "align", "targets": "align and fuse", "training": "train"}
+
+    def heard(progress: Progress) -> None:
+        what = f"ask {progress.model}" if progress.stage == "teacher" else shown[progress.stage]
+        watch(f"{what} for {candidate.name}", progress.done, progress.total)
+
+    fuse_explicitly(
+        base.folder,
+        {name: folder for name, folder in folders.items() if folder is not None},
+        data,
+        candidate.folder,
+        read_params("explicit", target.params, f"explicit of {target.name!r}"),
+        watch=heard,
+        recipe=recipe,
+        card=(
+            f"# {candidate.name}\n\n{base.name}, taught by fuseval what {', '.join(target.sources)} would say next on "
+            f"{data.name}; see recipe.json and alignment.md.\n"
+        ),
+        title=base.name,
+    )
+
+
+def training_points(candidate: Candidate) -> tuple[TrainingPoint, ...]:
+    """Return what the training that made the candidate logged; nothing for one that was not trained, or not yet."""
+    if not candidate.target or candidate.folder is None or not candidate.folder.exists():
+        return ()
+    if candidate.target.kind == "explicit":
+        from fusion.distill import read_steps as read_fused
+
+        return tuple(
+            TrainingPoint(candidate.id, s.step, s.loss, s.learning_rate, s.tokens, _terms(clm=s.clm, fusion=s.fusion))
+            for s in read_fused(candidate.folder)
+        )
+    from fusion.sft import read_steps
+
+    steps = read_steps(candidate.folder)
+    return tuple(TrainingPoint(candidate.id, s.step, s.loss, s.learning_rate, s.tokens) for s in steps)
+
+
+def _terms(**losses: float | None) -> tuple[tuple[str, float], ...]:
+    return tuple((name, value) for name, value in losses.items() if value is not None)
