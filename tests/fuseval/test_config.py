@@ -52,6 +52,12 @@ def test_the_demo_file_is_valid_and_the_example_is_the_same_file():
     assert (root / "examples" / "demo.yaml").samefile(root / "fuseval" / "demo" / "demo.yaml")
 
 
+@pytest.mark.parametrize("name", ["fusechat-7b-v2", "fusellm"])
+def test_recipes_of_published_models_are_valid(name):
+    experiment = load_experiment(Path(__file__).parents[2] / "examples" / f"{name}.yaml")
+    assert {target.kind for target in experiment.fusion.targets} == {"explicit"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
