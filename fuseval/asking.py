@@ -25,6 +25,8 @@ from fuseval.models import Candidate
 from judges.structured import structured
 from results.store import Ledger
 
+_NOT_YET = ":"  # in the key of an answer that is not there; content keys are hexadecimal
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -103,10 +105,34 @@ def published(one: Asked) -> tuple[list[Model], list[Answer]]:
     return list(models.values()), answers
 
 
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A judge as it is asked: who is asked, how, and the model that its judgments are stored under.
+
+    With a form or a bound of its own its judgments are other ones than the benchmark's, so it is a judge of its own.
+    """
+
+    spec: JudgeSpec
+    candidate: Candidate
+    model: Model
+
+    @classmethod
+    def of(cls, spec: JudgeSpec, candidate: Candidate) -> Judge:
+        """Return the experiment's judge."""
+        model, how = candidate.model, []
+        if spec.structured:
+            how.append("structured")
+        if spec.max_tokens is not None:
+            how.append(f"at most {spec.max_tokens} tokens")
+        if how:
+            identity = content_key("judge", model.id, spec.structured, spec.max_tokens)
+            model = replace(model, id=identity, name=f"{model.name} ({', '.join(how)})", parent=model.id)
+        return cls(spec, candidate, model)
+
+
 def requests(
     one: Asked,
-    judge: JudgeSpec,
-    judge_id: str,
+    by: Judge,
     *,
     candidates: Sequence[Candidate],
     ledger: Ledger,
@@ -117,11 +143,10 @@ def requests(
     With ``unanswered``, about empty ones too, to be counted only. One candidate's answers are held at a time, and those
     that they are shown beside.
     """
-    ask = asking(one, judge, judge_id)
+    ask = asking(one, by)
     before: list[Conversations] = []
     for candidate in candidates:
-        empty = {q.id: _no_answers(q, candidate) for q in one.questions} if unanswered else {}
-        answered = {**empty, **one.answers(candidate, ledger)}
+        answered = _answered(one, candidate, ledger, unanswered=unanswered)
         for beside in _beside(one, before):
             for q in one.questions:
                 shown = beside.get(q.id, ())
@@ -131,17 +156,15 @@ def requests(
             before.append(answered)
 
 
-def asking(
-    one: Asked, judge: JudgeSpec, judge_id: str
-) -> Callable[[Question, Sequence[Answer], Sequence[Answer]], Sequence[JudgeRequest]]:
+def asking(one: Asked, by: Judge) -> Callable[[Question, Sequence[Answer], Sequence[Answer]], Sequence[JudgeRequest]]:
     """Return what makes judge requests of a question, answers, and answers beside them, as the judge is to be asked."""
 
     def ask(question: Question, answers: Sequence[Answer], beside: Sequence[Answer]) -> list[JudgeRequest]:
-        found = one.benchmark.requests(question, answers, beside, judge_id)
-        if judge.structured:
+        found = one.benchmark.requests(question, answers, beside, by.model.id)
+        if by.spec.structured:
             found = [structured(r) for r in found]
-        if judge.max_tokens is not None:
-            found = [changed(r, sampling=replace(r.sampling, max_tokens=judge.max_tokens)) for r in found]
+        if by.spec.max_tokens is not None:
+            found = [changed(r, sampling=replace(r.sampling, max_tokens=by.spec.max_tokens)) for r in found]
         return list(found)
 
     return ask
@@ -149,8 +172,7 @@ def asking(
 
 def audit_requests(
     one: Asked,
-    judge: JudgeSpec,
-    judge_model: Model,
+    by: Judge,
     *,
     audit: AuditSpec,
     candidates: Sequence[Candidate],
@@ -161,17 +183,17 @@ def audit_requests(
 
     What the answers and the models of the latter need in the ledger is stored.
     """
-    found = requests(one, judge, judge_model.id, candidates=candidates, ledger=ledger, unanswered=unanswered)
+    found = requests(one, by, candidates=candidates, ledger=ledger, unanswered=unanswered)
     if audit.retest:
         judged = [c.id for c in candidates[one.benchmark.against in ("base", "each") :]]
         sample = [q.id for q in spread([q for q in one.questions if q.check is None], audit.retest, seed=0)]
-        yield from retests(found, judge=retest_of(judge_model).id, questions=sample, models=judged)
+        yield from retests(found, judge=retest_of(by.model).id, questions=sample, models=judged)
     else:
         yield from found
     if not audit.controls:
         return
     questions = spread([q for q in one.questions if q.check is None], audit.controls, seed=0)
-    base = one.answers(candidates[0], ledger)
+    base = _answered(one, candidates[0], ledger, unanswered=unanswered)
     controls = [constant_control(questions), shuffled_control(questions, base)]
     if not unanswered:
         for control in controls:
@@ -181,7 +203,7 @@ def audit_requests(
         controls,
         questions=questions,
         beside=lambda q: beside.get(q.id, ()),
-        ask=asking(one, judge, judge_model.id),
+        ask=asking(one, by),
     )
 
 
@@ -196,6 +218,11 @@ def _asked(spec: BenchmarkSpec, experiment: Experiment, *, asset: Locate, limit:
         return replace(benchmark.sampling(question), seed=experiment.seed, **given)
 
     return Asked(benchmark, spread(benchmark.questions(), min(limits, default=None), seed=spec.seed), sampling)
+
+
+def _answered(one: Asked, candidate: Candidate, ledger: Ledger, *, unanswered: bool) -> Conversations:
+    empty = {q.id: _no_answers(q, candidate) for q in one.questions} if unanswered else {}
+    return {**empty, **one.answers(candidate, ledger)}
 
 
 def _beside(one: Asked, before: Sequence[Conversations]) -> list[Conversations]:
@@ -214,10 +241,16 @@ def _published_answers(benchmark: Benchmark, question: Question) -> tuple[Answer
     return tuple(published_answer(question, model=model, turn=turn, text=text) for turn, text in enumerate(turns, 1))
 
 
+def is_shown_unanswered(request: JudgeRequest) -> bool:
+    """Tell whether a request is about an answer that is not there yet."""
+    return any(_NOT_YET in key for key in request.answers)
+
+
 def _no_answers(question: Question, candidate: Candidate) -> tuple[Answer, ...]:
     turns = range(1, len(question.turns) + 1)
+    key = f"{candidate.id}{_NOT_YET}{question.id}"
     return tuple(
-        Answer(f"{candidate.id}:{question.id}:{turn}", candidate.id, question.benchmark, question.version, question.id,
-               turn, f"[{candidate.name}]", "stop", 0, 0, 0.0, 0, Sampling())
+        Answer(f"{key}:{turn}", candidate.id, question.benchmark, question.version, question.id, turn,
+               f"[{candidate.name}]", "stop", 0, 0, 0.0, 0, Sampling())
         for turn in turns
     )  # fmt: skip

@@ -132,13 +132,17 @@ def suspicion(ledger: Ledger, known: Benchmark, questions: Sequence[Question], w
     return Suspicion(flags, suspicious(flags, counts))
 
 
-def basis(ledger: Ledger, known: Benchmark, who: Cast, people: Path | None) -> str:
-    """Return a digest of all that an audit rests on: while it stays, so does the audit."""
+def basis(ledger: Ledger, known: Benchmark, who: Cast) -> str:
+    """Return a digest of all that an audit rests on, but people's votes: while it stays, so does the audit."""
     place = {"benchmark": known.name, "version": known.version}
     _, answers = evidence.answered(ledger, **place)
-    votes = hashlib.sha256(people.read_bytes()).hexdigest() if people else None
     cast = [(m.id, m.kind, who.families.get(m.id)) for m in who.models]
-    return content_key("audit", VERSION, evidence.digests(ledger, **place), answers, cast, votes)
+    return content_key("audit", VERSION, evidence.digests(ledger, **place), answers, cast)
+
+
+def votes_digest(people: Path | None) -> str | None:
+    """Return a digest of a file of votes."""
+    return hashlib.sha256(people.read_bytes()).hexdigest() if people else None
 
 
 def unflagged(known: Benchmark, told: Evidence, found: Suspicion, scores: Sequence[Score]) -> list[Score]:

@@ -15,9 +15,10 @@ from evals.local import LocalModel
 from evals.prices import Price, cost
 from evals.records import Batch
 from evals.thinking import WithoutThinking
+from fuseval.config import ConfigError
 from fuseval.experiment import Endpoint
 from fuseval.models import Candidate, Watch
-from fuseval.prices import find_price
+from fuseval.prices import find_price, unpriced
 from results.store import Ledger
 
 _PAID_REPLIES = 2  # that one request may bring: one that is no use, and the one after it
@@ -43,9 +44,12 @@ class Engines:
         """Return the candidate ready to chat; what the last call returned for a checkpoint is not usable any more."""
         if candidate.endpoint:
             if candidate.id not in self._asked:
+                price = self.price(candidate)
+                if price is None and self.budget.limit is not None:
+                    e = candidate.endpoint
+                    raise ConfigError(unpriced(candidate.name, model=e.model, base_url=e.base_url))
                 model = self._endpoint(candidate.endpoint)
                 spoken: ChatModel = WithoutThinking(model) if candidate.strip_thinking else model
-                price = self.price(candidate)
                 metered = spoken if price is None else self._metered(spoken, candidate.endpoint, price)
                 self._asked[candidate.id] = metered
             return self._asked[candidate.id]

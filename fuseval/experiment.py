@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -61,6 +61,8 @@ class Endpoint(_Strict):
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ValueError(f"{info.field_name}: {url!r} must begin with http:// or https:// and name a host")
+            if set(parse_qs(parts.query)) - {"api-version"}:
+                raise ValueError(f"{info.field_name} must hold nothing behind a ?: a key is named as api_key_env")
             if parts.username or parts.password:
                 raise ValueError(
                     f"{info.field_name} must hold no user or password: name the key's environment variable as "

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 
 from evals.budget import usd
 from evals.chat import FAILURES
-from evals.records import JudgeRequest
-from fuseval.asking import Asked, audit_requests, requests
+from evals.records import JudgeRequest, Judgment
+from fuseval.asking import Asked, Judge, audit_requests, requests
 from fuseval.controls import retest_of
-from fuseval.panels import panel_model
 from fuseval.scoring import read_judgments
-from judges.judge import judge
+from judges.judge import after, judge
+from results.evidence import unreadable
 from results.store import Ledger
 
 if TYPE_CHECKING:
-    from fuseval.experiment import JudgeSpec
     from fuseval.pipeline import Run
 
 _AT_ONCE = 1_000  # requests that are stored at a time
@@ -26,48 +25,61 @@ _AT_ONCE = 1_000  # requests that are stored at a time
 def judge_all(run: Run) -> None:
     """Have every judge judge what it has not judged yet."""
     register_judges(run)
-    for spec in run.experiment.judges:
+    for by in run.judges:
         for one in run.asked:
-            _judge(run, one, spec)
+            _judge(run, one, by)
 
 
 def register_judges(run: Run) -> None:
-    """Store who stands for several judges, or for one that is asked again."""
-    judges = {spec.model: run.models[spec.model].model for spec in run.experiment.judges}
-    run.ledger.add(
-        *(panel_model(panel, {name: judge.id for name, judge in judges.items()}) for panel in run.experiment.panels)
-    )
+    """Store the judges as they are asked, and who stands for several of them, or for one that is asked again."""
+    judges = [by.model for by in run.judges]
+    run.ledger.add(*judges, *run.panels)
     if run.experiment.audit.retest:
-        run.ledger.add(*(retest_of(judge) for judge in judges.values()))
+        run.ledger.add(*map(retest_of, judges))
 
 
-def _judge(run: Run, one: Asked, spec: JudgeSpec) -> None:
-    candidate = run.models[spec.model]
+def _judge(run: Run, one: Asked, by: Judge) -> None:
     keys: set[str] = set()
-    for some in _batches(wanted(run, one, spec)):
+    for some in _batches(wanted(run, one, by)):
         run.ledger.add(*some)
         keys.update(r.judgment for r in some)
-    there = run.ledger.have("judgments", keys)
+    again = _unfinished(run, one, by)
+    there = run.ledger.have("judgments", keys) - again.keys()
     left = keys - there - given_up(run, stage="judge")
-    stage, done, budget = f"judge {one.benchmark.name}: by {spec.model}", len(there), run.engines.budget
-    run.watch(stage, done, len(keys))
+    stage, done, budget = f"judge {one.benchmark.name}: by {by.model.name}", len(there), run.engines.budget
+    total = done + len(left)
+    run.watch(stage, done, total)
     if left:
         # Made once more, and not kept: of many long prompts only those in flight are in memory.
-        missing = (r for r in wanted(run, one, spec) if r.judgment in left)
-        by, cost = run.ready(candidate), run.engines.cost_of(candidate)
-        for record in judge(missing, by=by, attempts=spec.attempts, cost=cost):
-            run.ledger.add(record)
+        missing = (r for r in wanted(run, one, by) if r.judgment in left)
+        model, cost = run.ready(by.candidate), run.engines.cost_of(by.candidate)
+        for record in judge(missing, by=model, attempts=by.spec.attempts, cost=cost):
+            if record.key in again and isinstance(record, Judgment):
+                run.ledger.put_again(after(again[record.key], record))
+            else:
+                run.ledger.add(record)
             done += 1
-            run.watch(stage, done, len(keys), usd(budget.spent) if budget.spent else "")
+            run.watch(stage, done, total, usd(budget.spent) if budget.spent else "")
     read_judgments(run.ledger, benchmark=one.benchmark.name, version=one.benchmark.version)
 
 
-def wanted(run: Run, one: Asked, spec: JudgeSpec, *, unanswered: bool = False) -> Iterator[JudgeRequest]:
+def _unfinished(run: Run, one: Asked, by: Judge) -> dict[str, Judgment]:
+    """Return, by key, the judgments without a verdict for which fewer replies were asked than the judge may give."""
+    if by.spec.attempts == 1:
+        return {}
+    read_judgments(run.ledger, benchmark=one.benchmark.name, version=one.benchmark.version)
+    keys = unreadable(
+        run.ledger, benchmark=one.benchmark.name, version=one.benchmark.version, judge=by.model.id,
+        asked_below=by.spec.attempts,
+    )  # fmt: skip
+    return {judgment.key: judgment for judgment in run.ledger.judgments(keys=keys)}
+
+
+def wanted(run: Run, one: Asked, by: Judge, *, unanswered: bool = False) -> Iterator[JudgeRequest]:
     """Yield everything that a judge is to be asked about a benchmark, what tells of the judge itself too."""
     return audit_requests(
         one,
-        spec,
-        run.models[spec.model].model,
+        by,
         audit=run.experiment.audit,
         candidates=run.candidates,
         ledger=run.ledger,
@@ -75,9 +87,9 @@ def wanted(run: Run, one: Asked, spec: JudgeSpec, *, unanswered: bool = False) -
     )
 
 
-def benchmark_requests(run: Run, one: Asked, spec: JudgeSpec) -> Iterator[JudgeRequest]:
+def benchmark_requests(run: Run, one: Asked, by: Judge) -> Iterator[JudgeRequest]:
     """Yield what a judge is to be asked for the benchmark's scores alone."""
-    return requests(one, spec, run.models[spec.model].id, candidates=run.candidates, ledger=run.ledger)
+    return requests(one, by, candidates=run.candidates, ledger=run.ledger)
 
 
 def given_up(run: Run, *, stage: str) -> set[str]:

@@ -69,11 +69,18 @@ def _wrong_names(experiment: Experiment) -> Iterator[tuple[str, str]]:
         yield from _taken(f"fusion.merges[{i}].name", merge.name, known)
     uses += [(f"judges[{i}].model", judge.model, tuple(known)) for i, judge in enumerate(experiment.judges)]
     judges = tuple(judge.model for judge in experiment.judges)
+    seen = [(judge.model, judge.structured, judge.max_tokens) for judge in experiment.judges]
+    for i, asked in enumerate(seen):
+        if asked in seen[:i]:
+            yield f"judges[{i}]", f"{asked[0]!r} is asked the same twice: name it once (audit has retest for that)"
     for i, panel in enumerate(experiment.panels):
         of_categories = [[names] if isinstance(names, str) else names for names in panel.categories.values()]
         named = [*panel.judges, *panel.weights, *(name for names in of_categories for name in names)]
         uses += [(f"panels[{i}]", name, judges) for name in dict.fromkeys(named)]
         yield from _taken(f"panels[{i}].name", panel.name, known)
+        for name in panel.judges:
+            if judges.count(name) > 1:
+                yield f"panels[{i}].judges", f"{name!r} is a judge in two ways here, and a panel cannot tell which"
         yield from _wrong_panel(f"panels[{i}]", panel, judges)
     if experiment.baseline is not None:
         uses.append(("baseline", experiment.baseline, tuple(known)))

@@ -146,7 +146,10 @@ def inputs(candidate: Candidate, models: Mapping[str, Candidate]) -> tuple[str, 
 
 def _existing(spec: ModelSpec, known: Mapping[str, Candidate], *, beside: Path, cache: Path) -> Candidate:
     if spec.endpoint:
-        identity = content_key("endpoint", spec.endpoint.base_url, spec.endpoint.model)
+        url = spec.endpoint.base_url
+        identity = content_key("endpoint", url and url.rstrip("/"), spec.endpoint.model)
+        if told := {name: value for name, value in (spec.endpoint.extra_body or {}).items() if value is not None}:
+            identity = content_key("with", identity, json.dumps(told, sort_keys=True))  # it answers otherwise
         source = f"{spec.endpoint.model} at {spec.endpoint.base_url or 'the OpenAI API'}"
         model, endpoint = Model(identity, spec.name, "endpoint", source), spec.endpoint
         if endpoint.tokenizer:

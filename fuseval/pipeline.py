@@ -12,8 +12,8 @@ from evals.answer import answer
 from evals.benchmark import Locate
 from evals.budget import usd
 from evals.chat import ChatModel
-from evals.records import Answer, Selection
-from fuseval.asking import Asked, asked, published, stored
+from evals.records import Answer, Model, Selection
+from fuseval.asking import Asked, Judge, asked, published, stored
 from fuseval.config import ConfigError
 from fuseval.engines import Engines
 from fuseval.experiment import Experiment
@@ -51,6 +51,17 @@ class Run:
         """The models that are evaluated, the baseline first."""
         others = [m for m in self.models.values() if m.evaluate and m.name != self.base.name]
         return [self.base, *others]
+
+    @cached_property
+    def judges(self) -> list[Judge]:
+        """The judges, each as it is to be asked."""
+        return [Judge.of(spec, self.models[spec.model]) for spec in self.experiment.judges]
+
+    @cached_property
+    def panels(self) -> list[Model]:
+        """The models that stand for several judges."""
+        names = {judge.spec.model: judge.model.id for judge in self.judges}
+        return [panel_model(panel, names) for panel in self.experiment.panels]
 
     @cached_property
     def asked(self) -> list[Asked]:
@@ -103,7 +114,7 @@ def answer_stage(run: Run) -> None:
 def check_means(run: Run) -> None:
     """Raise ConfigError for what is known to be missing now and would stop the run after hours of work."""
     waiting = [c for c in run.candidates if not run.is_answered(c)]
-    judges = [run.models[spec.model] for spec in run.experiment.judges]
+    judges = [judge.candidate for judge in run.judges]
     asked = {c.name: c for c in (*waiting, *judges)} if waiting else {}
     missing = []
     for c in asked.values():
@@ -130,9 +141,9 @@ def check_assets(run: Run) -> None:
         for name in one.benchmark.needs:
             run.asset(name)
         first = {q.category: q for q in reversed(one.questions)}
-        for spec in run.experiment.judges:
+        for judge in run.judges:
             try:
-                for _ in wanted(run, replace(one, questions=list(first.values())), spec, unanswered=True):
+                for _ in wanted(run, replace(one, questions=list(first.values())), judge, unanswered=True):
                     pass
             except ValueError as error:
                 raise ConfigError(f"{one.benchmark.name} {one.benchmark.version} cannot be judged: {error}") from error
@@ -194,9 +205,7 @@ def answer_all(run: Run) -> None:
 
 def score_run(run: Run) -> None:
     """Select the experiment's own answers (an older sampling's may lie beside them) and score the ledger."""
-    names = {spec.model: run.models[spec.model].id for spec in run.experiment.judges}
-    panels = [panel_model(panel, names).id for panel in run.experiment.panels]
-    judges = tuple(dict.fromkeys([*names.values(), *panels]))
+    judges = tuple(dict.fromkeys([*(judge.model.id for judge in run.judges), *(panel.id for panel in run.panels)]))
     for one in run.asked:
         for candidate in run.candidates:
             run.ledger.add(
@@ -222,11 +231,10 @@ def coverage(run: Run) -> Coverage:
         for candidate in run.candidates:
             counts[0] += len(one.answers(candidate, run.ledger))
             counts[1] += len(one.questions)
-        for spec in run.experiment.judges:
-            judge = run.models[spec.model].id
-            said = run.ledger.verdicts(benchmark=one.benchmark.name, judge=judge)
+        for judge in run.judges:
+            said = run.ledger.verdicts(benchmark=one.benchmark.name, judge=judge.model.id)
             read = {v.request for v in said if v.value is not None}
-            for request in benchmark_requests(run, one, spec):
+            for request in benchmark_requests(run, one, judge):
                 counts[2] += request.key in read
                 counts[3] += 1
     return Coverage(*counts)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evals.answer import asks
-from evals.prices import Price
+from evals.chat import FAILURES
+from evals.prices import Price, token_cost
 from evals.records import JudgeRequest
-from fuseval.asking import Asked
+from fuseval.asking import Asked, Judge, is_shown_unanswered
 from fuseval.estimate import Asked as Priced
 from fuseval.estimate import Estimate, Tokens, Usual, described, estimate, timed, tokenizer_for, total
 from fuseval.judging import given_up, wanted
 from results.evidence import usual_answer, usual_judgment
 
 if TYPE_CHECKING:
-    from fuseval.experiment import JudgeSpec
     from fuseval.models import Candidate
     from fuseval.pipeline import Run
 
@@ -44,7 +44,7 @@ def plan(run: Run) -> list[dict[str, object]]:
         if not made and not run.is_answered(candidate):
             steps.append(_Step("make", candidate.name, candidate.model.kind, 1))
         steps += [_answers(run, candidate, one) for one in run.asked]
-    steps += [_judgments(run, spec, one) for spec in run.experiment.judges for one in run.asked]
+    steps += [_judgments(run, judge, one) for judge in run.judges for one in run.asked]
     estimates = [step.takes for step in steps if step.takes]
     if len(estimates) > 1:
         steps.append(_Step("all", "", "", sum(step.missing for step in steps), total(estimates)))
@@ -67,15 +67,27 @@ def _answers(run: Run, candidate: Candidate, one: Asked) -> _Step:
     return _Step("answer", candidate.name, one.benchmark.name, len(left), takes)
 
 
-def _judgments(run: Run, spec: JudgeSpec, one: Asked) -> _Step:
-    judge = run.models[spec.model]
-    keys = {r.judgment for r in wanted(run, one, spec, unanswered=True)}
+def _judgments(run: Run, judge: Judge, one: Asked) -> _Step:
+    def requests() -> Iterator[JudgeRequest]:
+        every = wanted(run, one, judge, unanswered=True)
+        return (r for r in every if not (is_shown_unanswered(r) and never.intersection({(r.model, r.question)})))
+
+    failed = run.ledger.failures(stage="answer", benchmark=one.benchmark.name) if not run.retry_failed else []
+    never = {(f.model, f.question) for f in failed if not FAILURES.get(f.kind, True)}
+    keys = {r.judgment for r in requests()}
     left = keys - run.ledger.have("judgments", keys) - given_up(run, stage="judge")
-    asked = (r for r in wanted(run, one, spec, unanswered=True) if r.judgment in left)
-    usual = _usual(usual_judgment(run.ledger, judge=judge.id, benchmark=one.benchmark.name))
-    unknown = any(len(one.answers(c, run.ledger)) < len(one.questions) for c in run.candidates)
-    takes = _estimate(run, judge, _distinct(asked), usual, about=unknown)
-    return _Step("judge", spec.model, one.benchmark.name, len(left), takes)
+    usual = _usual(usual_judgment(run.ledger, judge=judge.model.id, benchmark=one.benchmark.name))
+    tokens = {q.id: one.sampling(q).max_tokens for q in one.questions}
+    shown = sum(
+        tokens[r.question] for r in _distinct(requests()) if r.judgment in left and is_shown_unanswered(r)
+    )  # at most, of the answers that are not there yet
+    asked = (r for r in _distinct(requests()) if r.judgment in left)
+    takes = _estimate(run, judge.candidate, asked, usual, about=shown > 0)
+    price = run.engines.price(judge.candidate)
+    if takes.dollars and price:
+        low, high = takes.dollars
+        takes = replace(takes, dollars=(low, high + token_cost(price, shown, 0, batch=_batch(judge.candidate))))
+    return _Step("judge", judge.model.name, one.benchmark.name, len(left), takes)
 
 
 def _estimate(run: Run, asked: Candidate, requests: Iterable[Priced], usual: Usual | None, *, about: bool) -> Estimate:
@@ -86,11 +98,11 @@ def _estimate(run: Run, asked: Candidate, requests: Iterable[Priced], usual: Usu
         requests,
         tokens=Tokens(tokens.count, about=tokens.about or about),
         price=run.engines.price(asked) if endpoint else _FREE,
-        batch=bool(endpoint and endpoint.mode == "batch"),
+        batch=_batch(asked),
         usual=usual,
         extra_body=endpoint.extra_body if endpoint else None,
     )
-    if not endpoint or endpoint.mode == "batch" or not usual:
+    if not endpoint or _batch(asked) or not usual:
         return found
     return timed(
         found,
@@ -99,6 +111,10 @@ def _estimate(run: Run, asked: Candidate, requests: Iterable[Priced], usual: Usu
         requests_per_minute=endpoint.requests_per_minute,
         tokens_per_minute=endpoint.tokens_per_minute,
     )
+
+
+def _batch(asked: Candidate) -> bool:
+    return bool(asked.endpoint and asked.endpoint.mode == "batch")
 
 
 def _distinct(requests: Iterable[JudgeRequest]) -> Iterator[JudgeRequest]:

@@ -14,7 +14,18 @@ from evals.benchmark import VERDICT_COLUMNS, Benchmark, Evidence, Locate, Wanted
 from evals.catalog import stored_benchmark
 from evals.records import Model, Question, Score, Selection, Verdict
 from evals.stats import scores_and_differences
-from fuseval.auditing import Cast, basis, cast, compared, store_audit, suspicion, texts, unflagged, with_panels
+from fuseval.auditing import (
+    Cast,
+    basis,
+    cast,
+    compared,
+    store_audit,
+    suspicion,
+    texts,
+    unflagged,
+    votes_digest,
+    with_panels,
+)
 from judges.replies import READERS, verdict
 from results import evidence
 from results.store import Ledger
@@ -48,8 +59,9 @@ def score(
         name, version = known.name, known.version
         told, everything = _evidence(ledger, known, who)
         scored = known.score(told)
-        rests_on = basis(ledger, known, who, people)
-        anew = rests_on != evidence.audited(ledger, benchmark=name, version=version)
+        before, votes_before = evidence.audited(ledger, benchmark=name, version=version)
+        rests_on, votes = basis(ledger, known, who), votes_digest(people)
+        anew = rests_on != before or votes not in (None, votes_before)
         found = suspicion(ledger, known, told.questions, who, anew=anew)
         if anew:
             store_audit(ledger, told, everything, found, who=who, people=people)
@@ -65,7 +77,11 @@ def score(
             [*scores, *unflagged(known, told, found, scores)],
             benchmark=name,
             version=version,
-            provenance={**_provenance(ledger, known), "audited": rests_on},
+            provenance={
+                **_provenance(ledger, known),
+                "audited": rests_on,
+                "people": votes if anew else votes_before,
+            },
             items=scored.items,
             differences=gaps,
         )

@@ -38,9 +38,22 @@ def judge(
                 record = run.arrived(index, reply)
                 if record is not None:
                     yield record
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         yield from run.held_back()
         raise
+
+
+def after(first: Judgment, second: Judgment) -> Judgment:
+    """Return the ``second`` judgment of what was judged before, with what both took."""
+    return replace(
+        second,
+        prompt_tokens=first.prompt_tokens + second.prompt_tokens,
+        output_tokens=first.output_tokens + second.output_tokens,
+        thinking_tokens=first.thinking_tokens + second.thinking_tokens,
+        seconds=first.seconds + second.seconds,
+        cost=_sum(first.cost, second.cost),
+        asked=first.asked + second.asked,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,11 +218,14 @@ def answering_models(ledger: Ledger, *, benchmark: str, version: str) -> list[st
     return [model for (model,) in ledger.sql(query, benchmark, version).fetchall()]
 
 
-def audited(ledger: Ledger, *, benchmark: str, version: str) -> str | None:
-    """Return on what the stored audit rests, as scores' provenance says it; None where there is none."""
-    query = "SELECT max(provenance ->> 'audited') FROM scores WHERE benchmark = ? AND version = ?"
-    [(basis,)] = ledger.sql(query, benchmark, version).fetchall()
-    return str(basis) if basis else None
+def audited(ledger: Ledger, *, benchmark: str, version: str) -> tuple[str | None, str | None]:
+    """Return on what the stored audit rests, and on which votes, as scores' provenance says it; None: on nothing."""
+    query = """
+        SELECT max(provenance ->> 'audited'), max(provenance ->> 'people') FROM scores
+        WHERE benchmark = ? AND version = ?
+    """
+    [(basis, votes)] = ledger.sql(query, benchmark, version).fetchall()
+    return basis, votes
 
 
 def usual_judgment(ledger: Ledger, *, judge: str, benchmark: str) -> tuple[int, float, float] | None:
@@ -259,3 +262,14 @@ def spent(ledger: Ledger) -> float:
     """
     [(dollars,)] = ledger.sql(query).fetchall()
     return float(dollars)
+
+
+def unreadable(ledger: Ledger, *, benchmark: str, version: str, judge: str, asked_below: int) -> list[str]:
+    """Return the keys of a judge's judgments that hold no verdict and took fewer than so many replies."""
+    query = """
+        SELECT DISTINCT g.key FROM judgments g
+        JOIN judge_requests r ON r.judgment = g.key
+        JOIN verdicts v ON v.request = r.key AND v.judge = r.judge
+        WHERE r.benchmark = ? AND r.version = ? AND r.judge = ? AND v.value IS NULL AND coalesce(g.asked, 1) < ?
+    """
+    return [key for (key,) in ledger.sql(query, benchmark, version, judge, asked_below).fetchall()]

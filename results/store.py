@@ -165,6 +165,15 @@ class Ledger:
                 connection.unregister("incoming_items")
             write(connection, rows, run=self._run)
 
+    def put_again(self, *judgments: Judgment) -> None:
+        """Replace judgments by later ones of the same keys, now; what was read of the earlier ones is forgotten."""
+        keys = [judgment.key for judgment in judgments]
+        with self._writing() as connection:
+            requests = f"SELECT key FROM judge_requests WHERE judgment IN {_AMONG}"
+            connection.execute(f"DELETE FROM verdicts WHERE request IN ({requests})", [keys])
+            connection.execute(f"DELETE FROM judgments WHERE key IN {_AMONG}", [keys])
+            write(connection, [_row(judgment) for judgment in judgments], run=self._run)
+
     def put_audit(self, audits: Iterable[Audit], flags: Iterable[AnswerFlag], *, benchmark: str, version: str) -> None:
         """Replace what is known of a benchmark's judges and of suspicious answers to it, now and in one step."""
         rows = [*map(_row, audits), *map(_row, flags)]

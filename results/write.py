@@ -6,7 +6,7 @@ import contextlib
 import operator
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from evals.records import Answer, Failure, Judgment
 from results.errors import LedgerError
 from results.tables import TABLES, Table
 
+_COST = {
+    type_: [column.name for column in TABLES[type_].columns].index("cost") for type_ in (Answer, Judgment, Failure)
+}
 _BULK = 2_000  # rows; from here on building an Arrow table is faster than passing lists
 
 
@@ -53,7 +56,7 @@ def write(connection: Any, rows: Sequence[Row], *, run: str | None, bulk: bool =
     Without ``bulk``, pyarrow is not used: its first use imports pandas, which takes a second.
     """
     by_type: dict[type[Any], list[Row]] = defaultdict(list)
-    for row in rows:
+    for row in _with_failed_costs(connection, rows):
         by_type[row.type].append(row)
     for type_, table in TABLES.items():
         mine = _distinct(table, by_type[type_])
@@ -92,6 +95,30 @@ def _distinct(table: Table, rows: Sequence[Row]) -> list[tuple[Any, ...]]:
         if table.replace or key not in distinct:
             distinct[key] = row.values + row.extra
     return list(distinct.values())
+
+
+def _with_failed_costs(connection: Any, rows: Sequence[Row]) -> Sequence[Row]:
+    """Return the rows with what earlier failures of the same keys cost: these are replaced, the money stays spent."""
+    keys = [row.values[0] for row in rows if row.type in _COST]
+    if not keys:
+        return rows
+    query = "SELECT key, cost FROM failures WHERE cost > 0 AND key IN (SELECT unnest(?::VARCHAR[]))"
+    paid = dict(connection.execute(query, [keys]).fetchall())
+    told = []
+    for row in rows:  # in their order: a failure and then the judgment may come together
+        if row.type in _COST and row.values[0] in paid:
+            row = _dearer(row, paid.pop(row.values[0]))  # noqa: PLW2901
+        if row.type is Failure and (dollars := row.values[_COST[Failure]]):
+            paid[row.values[0]] = dollars
+        told.append(row)
+    return told
+
+
+def _dearer(row: Row, dollars: float) -> Row:
+    place = _COST[row.type]
+    values = list(row.values)
+    values[place] = (values[place] or 0.0) + dollars
+    return replace(row, values=tuple(values))
 
 
 def _forget_failures(connection: Any, rows: Sequence[Row]) -> None:

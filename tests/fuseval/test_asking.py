@@ -8,7 +8,7 @@ import pytest
 from evals import starter
 from evals.benchmark import Benchmark, judge_request, published_model
 from evals.records import Model, Sampling
-from fuseval.asking import Asked, asked, published, requests, spread
+from fuseval.asking import Asked, Judge, asked, published, requests, spread
 from fuseval.config import ConfigError
 from fuseval.experiment import Experiment, JudgeSpec
 from fuseval.models import Candidate
@@ -50,8 +50,8 @@ def pairs(ledger, against, **options):
     """Return (model, baseline) of the requests about three models, none of which has answered yet."""
     models = [Candidate(Model(name, name, "endpoint", ""), True, None) for name in ("base", "one", "two")]
     one = Asked(benchmark(against), QUESTIONS, starter.sampling)
-    judge = options.pop("judge", JUDGE)
-    found = list(requests(one, judge, "j", candidates=models, ledger=ledger, unanswered=True))
+    asked_by = Judge.of(options.pop("judge", JUDGE), Candidate(Model("j", "judge", "endpoint", ""), False, None))
+    found = list(requests(one, asked_by, candidates=models, ledger=ledger, unanswered=True))
     return found, [(r.model, r.baseline) for r in found if r.question == QUESTIONS[0].id]
 
 

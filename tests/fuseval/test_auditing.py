@@ -9,6 +9,7 @@ import yaml
 
 from evals import starter
 from fuseval.controls import CONSTANT
+from tests.fake_replies import changed
 from tests.fake_server import FakeServer, default_text
 from tests.fuseval.test_run import fuseval
 
@@ -168,3 +169,67 @@ def test_what_time_does_not_mend_is_asked_again_only_when_that_is_wanted(tmp_pat
         assert server.count == before
         assert fuseval(folder, "run", "run.yaml", "--retry-failed")[0] == 0
         assert server.count == before + 1
+
+
+def test_a_structured_judge_is_a_judge_of_its_own(tmp_path):
+    with FakeServer(reply=own_words) as server:
+        changes = {"judges": [{"model": "gpt-a"}, {"model": "gpt-a", "max_tokens": 3}], "report": None}
+        folder = workplace(tmp_path, server.base_url, **changes)
+        code, out, told = fuseval(folder, "run", "run.yaml", "--json")
+    assert code == 0, told
+    names = {row["judge"] for row in json.loads(out) if row["metric"] == "win_rate"}
+    assert names == {"gpt-a", "gpt-a (at most 3 tokens)"}
+
+
+def test_unreadable_replies_are_asked_for_again_when_more_attempts_are_allowed(tmp_path):
+    with FakeServer(reply=own_words, script=lambda body, _: no_words(body)) as server:
+        judges = [{"model": "gpt-a"}]
+        folder = workplace(tmp_path, server.base_url, judges=judges, report=None, coverage=0.0)
+        assert fuseval(folder, "run", "run.yaml")[0] == 0
+        assert rows(folder, "SELECT DISTINCT asked, value FROM judgments g JOIN verdicts v ON v.judge = g.judge") == [
+            (1, None)
+        ]
+        [(paid,)] = rows(folder, "SELECT sum(cost) FROM judgments")
+        workplace(tmp_path, server.base_url, judges=[{"model": "gpt-a", "attempts": 3}], report=None, coverage=0.0)
+        assert fuseval(folder, "run", "run.yaml")[0] == 0
+        assert rows(folder, "SELECT DISTINCT asked FROM judgments") == [(4,)]
+        assert rows(folder, "SELECT sum(cost) FROM judgments")[0][0] > 2 * paid
+
+
+def no_words(body):
+    """Reply without log-probabilities, so that the letter would have to be the whole reply."""
+    said = changed("Well.", change=lambda reply: reply["choices"][0].pop("logprobs", None))
+    return said if body["model"] == "gpt-a" else None
+
+
+def test_an_endpoint_without_a_price_is_not_asked_within_a_budget_at_any_stage(tmp_path):
+    with FakeServer(reply=own_words) as server:
+        folder = workplace(tmp_path, server.base_url, report=None, judges=[])
+        assert fuseval(folder, "run", "run.yaml")[0] == 0
+        unpriced = [
+            {"name": n, "endpoint": {"model": n, "base_url": server.base_url}} for n in ("base", "tuned", "gpt-a")
+        ]
+        workplace(tmp_path, server.base_url, models=unpriced, judges=[{"model": "gpt-a"}], report=None, budget=1.0)
+        for command in ("judge", "run"):
+            before = server.count
+            code, _, told = fuseval(folder, command, "run.yaml")
+            assert (code, server.count) == (2, before), told
+            assert "needs a price for the budget" in told
+
+
+def test_an_endpoint_with_other_fields_in_its_requests_is_another_model(tmp_path):
+    with FakeServer(reply=own_words) as server:
+        folder = workplace(tmp_path, server.base_url, report=None, judges=[])
+        assert fuseval(folder, "answer", "run.yaml")[0] == 0
+        before = server.count
+        models = [
+            {"name": "base", "endpoint": {"model": "base", "base_url": server.base_url + "/"}},
+            {
+                "name": "tuned",
+                "endpoint": {"model": "tuned", "base_url": server.base_url, "extra_body": {"seed": None}},
+            },
+            {"name": "warm", "endpoint": {"model": "base", "base_url": server.base_url, "extra_body": {"top_p": 0.5}}},
+        ]
+        workplace(tmp_path, server.base_url, models=models, judges=[], report=None)
+        assert fuseval(folder, "answer", "run.yaml")[0] == 0
+        assert server.count - before == sum(len(q.turns) for q in starter.questions())

@@ -33,6 +33,7 @@ from evals.records import (
     Verdict,
 )
 from results.errors import LedgerBusy, LedgerError
+from results.evidence import spent, unreadable
 from results.store import Ledger
 
 QUESTION = Question("starter", "1", "q1", "maths", ("1+1?", "and +1?"), "Be brief.", ("2", "3"), "number")
@@ -156,6 +157,30 @@ def test_an_answer_or_judgment_ends_its_failure(ledger: Ledger, flush: bool) -> 
     assert ledger.failures() == [FAILURE]
     ledger.add(replace(FAILURE, key="a1"))
     assert ledger.failures() == [FAILURE]
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_what_failures_cost_stays_spent(ledger: Ledger, flush: bool) -> None:
+    failed = replace(FAILURE, key="g1", stage="judge", cost=5.0)
+    for record in (failed, replace(failed, cost=4.0), replace(failed, cost=None), replace(JUDGMENT, cost=1.0)):
+        ledger.add(record)
+        if flush:
+            ledger.flush()
+    assert ledger.failures() == []
+    assert ledger.judgments() == [replace(JUDGMENT, cost=10.0)]
+    assert spent(ledger) == 10.0
+
+
+def test_a_later_judgment_takes_the_place_of_an_earlier_one_and_is_read_anew(ledger: Ledger) -> None:
+    ledger.add(ANSWER, JUDGMENT, REQUEST, VERDICT)
+    later = replace(JUDGMENT, text="B", asked=3, cost=0.5)
+    ledger.put_again(later)
+    assert ledger.judgments() == [later]
+    assert ledger.verdicts() == []
+    ledger.add(replace(VERDICT, value=None))
+    found = unreadable(ledger, benchmark="starter", version="1", judge=JUDGMENT.judge, asked_below=4)
+    assert found == ["g1"]
+    assert not unreadable(ledger, benchmark="starter", version="1", judge=JUDGMENT.judge, asked_below=3)
 
 
 def test_have_tells_what_is_stored(ledger: Ledger) -> None:
