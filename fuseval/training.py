@@ -154,6 +154,7 @@ def _explicit(
             f"{data.name}; see recipe.json and alignment.md.\n"
         ),
         title=base.name,
+        cache=candidate.folder.with_name(".fusion"),  # of all targets here: a model is asked once about the same text
     )
 
 

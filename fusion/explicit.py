@@ -195,7 +195,9 @@ def _teacher(reader: Reader, scene: Scene, params: ExplicitParams, cache: Path, 
 
         engine = vllm_prompt_logprobs(reader.folder, asked)
     where = "cuda" if torch.cuda.is_available() else "cpu"  # dtype "auto" is not the same on both
-    key = key_of(reader.identity, params.engine, where, asked.k, asked.max_length, asked.dtype, asked.temperature)
+    how = (params.engine, where, asked.k, asked.max_length, asked.dtype, asked.temperature)
+    # Of its own for other conversations: shards that a run does not need are removed.
+    key = key_of(reader.identity, *how, sorted({chat.id for chat in scene.chats}))
     folder = cache / "teachers" / key[:16]
     return distributions(
         reader.folder, scene.chats, folder, asked, on_chat=heard, engine=engine, identity=reader.identity
