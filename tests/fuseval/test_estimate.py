@@ -113,6 +113,7 @@ def test_the_figures_are_shown_with_how_sure_they_are():
     }
 
 
+@pytest.mark.slow
 def test_a_folder_of_a_tokenizer_counts_exactly(smollm2):
     tokens = tokenizer_for("smollm2", folder=smollm2)
     assert not tokens.about
