@@ -11,10 +11,11 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 
-from evals.batch_calls import NO_KEY, BatchCalls, Missing, place_of
+from evals.batch_calls import BatchCalls, Missing, place_of
 from evals.batch_rows import read_name
 from evals.batch_work import SUBMITTED, BatchProgress, Work
 from evals.chat import ChatError, ChatRequest, NoReply, Reply
+from evals.endpoint import NO_KEY
 from evals.records import Batch
 
 __all__ = ["BatchModel", "BatchProgress"]

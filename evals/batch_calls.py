@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 
 from evals.batch_rows import PATH, read_row
 from evals.chat import ChatError, Reply
-from evals.endpoint import OPENAI
+from evals.endpoint import NO_KEY, OPENAI
 from evals.endpoint_errors import Trouble, one_line, read_connection, read_status
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-NO_KEY = "no-key"  # the openai package sends OPENAI_API_KEY of the environment to anyone unless it is given a key
 CONNECT = 20.0  # seconds to wait for a connection
 LONGEST_PAUSE = 60.0  # seconds between two attempts, where the endpoint does not say
 ATTEMPTS = 5  # at an endpoint that has not answered once

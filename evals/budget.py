@@ -3,6 +3,11 @@
 A request is let go only if what was spent, the worst case of everything in flight and its own worst case stay within
 the limit. So the limit holds as far as endpoints report what they bill: a reply that was lost on its way (a timeout,
 a connection that broke) may be billed too, and nobody tells us.
+
+Tokens are not known before a request is sent, only its bytes. At first a prompt is taken to have a token a byte, the
+most that a byte-level tokenizer makes of it; once a reply to a long prompt has told its tokens, the most tokens a byte
+seen so far and a margin. A later prompt that is denser than that by more than the margin (digits after prose) may still
+cost more than was set aside for it: it is learnt from, and what is in flight by then may pass the limit by so much.
 """
 
 from __future__ import annotations
@@ -15,7 +20,10 @@ from evals.chat import ChatModel, ChatRequest, NoReply, Reply
 from evals.prices import Price, cost, token_cost
 
 DUST = 1e-9  # US dollars: sums of floats may miss by so much
-TOKENS_PER_BYTE = 0.5  # of a prompt, until a reply shows more; English is near 1/4, Chinese in UTF-8 near 1/3
+TOKENS_PER_BYTE = 1.0  # of a prompt, until a reply shows how many; English is near 1/4, Chinese in UTF-8 near 1/3
+MARGIN = 1.25  # on the most tokens a byte seen so far
+LEAST_PER_BYTE = 0.3  # however few were seen
+LONG = 500  # bytes of a prompt against which what a chat template puts around it is little
 FRAME = 64  # tokens that a chat template puts around a conversation, at most: some add a system message of their own
 MESSAGE = 8  # and around each message
 
@@ -54,15 +62,11 @@ class Budget:
         """US dollars spent so far."""
         return self._spent
 
-    @property
-    def reserved(self) -> float:
-        """US dollars that what is in flight may cost at most."""
-        return self._reserved
-
     def reserve(self, dollars: float) -> bool:
-        """Set so much aside and return True, or return False where it does not fit."""
+        """Set so much aside and return True, or return False where it does not fit; nothing always fits."""
         with self._lock:
-            if self.limit is not None and self._spent + self._reserved + dollars > self.limit + DUST:
+            most = None if self.limit is None else self.limit + DUST
+            if dollars > 0 and most is not None and self._spent + self._reserved + dollars > most:
                 return False
             self._reserved += dollars
             return True
@@ -101,6 +105,7 @@ class Metered:
         self._extra = dict(extra_body or {})
         self._extra_bytes = len(json.dumps(self._extra, default=str)) if self._extra else 0
         self._tokens_per_byte = TOKENS_PER_BYTE
+        self._densest = 0.0  # tokens a byte, the most seen
         self._overrun = 1.0  # tokens written per token allowed, the most seen: some endpoints do not count thinking
         if budget.limit is not None and most_output(self._extra, max_tokens=1) is None:
             raise ValueError(
@@ -133,19 +138,27 @@ class Metered:
 
     def charge(self, request: ChatRequest, reply: Reply | NoReply) -> float:
         """Return what a reply cost in US dollars, the worst case where it came without usage; learn from it."""
-        if not isinstance(reply, Reply):
-            return cost(self.price, reply, batch=self.batch)
-        if not (reply.prompt_tokens or reply.output_tokens):
-            return self._worst_reply(request) + cost(self.price, reply, batch=self.batch)
-        framed = FRAME + MESSAGE * len(request.messages)
+        dollars = cost(self.price, reply, batch=self.batch)
+        if dollars is None:
+            read, written = reply.discarded
+            return self._worst_reply(request) + token_cost(self.price, read, written, batch=self.batch)
+        if isinstance(reply, Reply):
+            self._learn(request, reply)
+        return dollars
+
+    def _learn(self, request: ChatRequest, reply: Reply) -> None:
         size = max(1, self._bytes(request))
-        self._tokens_per_byte = max(self._tokens_per_byte, (reply.prompt_tokens - framed) / size)
+        long = size >= LONG
+        if reply.prompt_tokens:
+            framed = 0 if long else _framed(request)
+            self._densest = max(self._densest, (reply.prompt_tokens - framed) / size)
+            if long or MARGIN * self._densest > self._tokens_per_byte:
+                self._tokens_per_byte = max(LEAST_PER_BYTE, MARGIN * self._densest)
         allowed = most_output(self._extra, max_tokens=request.sampling.max_tokens)
         self._overrun = max(self._overrun, reply.output_tokens / max(1, allowed or reply.output_tokens))
-        return cost(self.price, reply, batch=self.batch)
 
     def _worst_reply(self, request: ChatRequest) -> float:
-        prompt = FRAME + MESSAGE * len(request.messages) + self._tokens_per_byte * self._bytes(request)
+        prompt = _framed(request) + self._tokens_per_byte * self._bytes(request)
         output = (most_output(self._extra, max_tokens=request.sampling.max_tokens) or 0) * self._overrun
         return token_cost(self.price, prompt, output, batch=self.batch)
 
@@ -221,6 +234,10 @@ class _Round:
         self._in_flight[self.count] = request, most
         self.count += 1
         return request
+
+
+def _framed(request: ChatRequest) -> int:
+    return FRAME + MESSAGE * len(request.messages)
 
 
 def most_output(extra_body: Mapping[str, object], *, max_tokens: int) -> int | None:

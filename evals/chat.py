@@ -8,7 +8,6 @@ from typing import Protocol
 
 from evals.records import Message, Sampling
 
-
 FAILURES = {
     "rate_limit": True,
     "timeout": True,

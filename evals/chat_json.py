@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +17,8 @@ def request_body(request: ChatRequest, *, extra: Mapping[str, object], for_opena
     """Return the JSON body of a request but for its model; fields of ``extra`` win, None leaves a field out.
 
     ``for_openai`` leaves out structured_outputs, which is vLLM's: OpenAI refuses fields that it does not know. A
-    schema goes out as response_format, which both take; ``{"response_format": None}`` in ``extra`` leaves it out.
+    schema goes out as response_format, which both take (OpenAI without "maxLength", which its strict mode refuses);
+    ``{"response_format": None}`` in ``extra`` leaves it out.
     """
     sampling = request.sampling
     body: dict[str, object] = {
@@ -32,14 +33,28 @@ def request_body(request: ChatRequest, *, extra: Mapping[str, object], for_opena
         "logprobs": True if request.top_logprobs else None,
         "top_logprobs": request.top_logprobs or None,
         "structured_outputs": {"choice": list(request.choices)} if request.choices and not for_openai else None,
-        "response_format": _json_schema(request.schema) if request.schema else None,
+        "response_format": _json_schema(request.schema, for_openai=for_openai) if request.schema else None,
     }
     return {name: value for name, value in {**body, **extra}.items() if value is not None}
 
 
-def _json_schema(schema: str) -> dict[str, object]:
-    named = {"name": "reply", "schema": json.loads(schema), "strict": True}
+def _json_schema(schema: str, *, for_openai: bool) -> dict[str, object]:
+    rules = json.loads(schema)
+    named = {"name": "reply", "schema": _without_lengths(rules) if for_openai else rules, "strict": True}
     return {"type": "json_schema", "json_schema": named}
+
+
+def _without_lengths(rules: Any) -> Any:
+    if isinstance(rules, list):
+        return [_without_lengths(each) for each in rules]
+    if not isinstance(rules, dict):
+        return rules
+    # A property may be called maxLength, too: its value is a schema, no number. What enum and const hold is data.
+    return {
+        name: value if name in ("enum", "const") and not isinstance(value, dict) else _without_lengths(value)
+        for name, value in rules.items()
+        if name != "maxLength" or isinstance(value, dict | bool)
+    }
 
 
 def encode(body: Mapping[str, object]) -> bytes:
@@ -125,7 +140,8 @@ def _storable(text: str) -> str:
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    """Return a number of tokens; 0 for anything else, and for one that no ledger and no float would hold."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**53 else 0
 
 
 def _first_token(logprobs: Any) -> tuple[tuple[str, float], ...]:
@@ -136,8 +152,9 @@ def _first_token(logprobs: Any) -> tuple[tuple[str, float], ...]:
     pairs = []
     for each in top if isinstance(top, list) else ():
         token, value = (each.get("token"), each.get("logprob")) if isinstance(each, dict) else (None, None)
-        if isinstance(token, str) and isinstance(value, (int, float)) and not isinstance(value, bool):
-            number = float(value)
-            if -math.inf < number <= 1e-4:  # rounding makes a certain token's a little more than 0
-                pairs.append((_storable(token), min(number, 0.0)))
+        if not isinstance(token, str) or not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
+        # Compared as it came: float() of a huge int would raise. Rounding makes a certain token's a little above 0.
+        if -sys.float_info.max <= value <= 1e-4:
+            pairs.append((_storable(token), min(float(value), 0.0)))
     return tuple(sorted(pairs, key=lambda pair: -pair[1]))

@@ -82,6 +82,7 @@ class _Job:
     attempts: int = 0
     discarded: tuple[int, int] = (0, 0)
     last: Site | None = None
+    trouble: Trouble | None = None  # of the last attempt that reached the server
 
 
 class Dispatch:
@@ -98,10 +99,15 @@ class Dispatch:
         self._in_flight = 0
         self._exhausted = False
         self._broken: Exception | None = None  # what the iterable of requests raised
+        self._lost: dict[Site, str] = {}  # sites at which no request can succeed, and why
+        self._stopped: ChatError | None = None  # nothing more is sent, what is in flight is waited for
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
-        """Ask until everything has arrived. Raises ChatError when no request can succeed."""
+        """Ask until everything has arrived.
+
+        Raises ChatError when no request can succeed at any site, once what is in flight has arrived: it is paid for.
+        """
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[None] = self._loop.create_future()
         try:
@@ -112,8 +118,8 @@ class Dispatch:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-        if self._broken is not None:
-            raise self._broken
+        if error := self._stopped or self._broken:
+            raise error
 
     def pump(self) -> None:
         """Send whatever may be sent now, and see to being called again when more may."""
@@ -163,6 +169,8 @@ class Dispatch:
         best: Site | None = None
         soonest = math.inf
         for site in self._sites:
+            if site in self._lost:
+                continue
             wait = max(site.down_until - now, site.pace.wait(now))
             if wait > 0:
                 soonest = min(soonest, wait)
@@ -196,7 +204,7 @@ class Dispatch:
             self._in_flight -= 1
             self._settle(job, site, ticket, outcome, headers)
             self.pump()
-        except Exception as error:  # ChatError, or a fault of ours: either ends everything
+        except Exception as error:  # a fault of ours, which ends everything
             if not self._done.done():
                 self._done.set_exception(error)
 
@@ -241,9 +249,11 @@ class Dispatch:
             return
         if outcome.fatal is not None:
             advice = outcome.fatal.format(env=self._rules.api_key_env or "api_key_env", model=self._rules.model)
-            said = f"model {self._rules.model!r} at {site.place}: {advice} ({self._clean(outcome.message)})"
-            raise ChatError(said)
+            self._lose(site, f"model {self._rules.model!r} at {site.place}: {advice} ({self._clean(outcome.message)})")
+            self._ask_elsewhere(job, now)
+            return
         job.discarded = (job.discarded[0] + outcome.used[0], job.discarded[1] + outcome.used[1])
+        job.trouble = outcome
         self._retry(job, outcome, now)
 
     def _note(
@@ -255,8 +265,8 @@ class Dispatch:
             pace.replied(ticket, now=now, headers=headers, prompt=prompt, output=output)
         elif outcome.kind == "rate_limit":
             pace.refused(ticket, now=now, headers=headers, wish=outcome.wait, said=outcome.message)
-            if all(each.pace.spent for each in self._sites):
-                raise ChatError(
+            if all(each.pace.spent or each in self._lost for each in self._sites):
+                self._stop(
                     f"model {self._rules.model!r} at {site.place}: the quota is used up for the next "
                     f"{outcome.wait or 0:.0f} s: run again then ({self._clean(outcome.message)})"
                 )
@@ -270,9 +280,15 @@ class Dispatch:
         if wait is None:
             elsewhere = trouble.kind == "connection" and len(self._sites) > 1
             wait = 0.0 if elsewhere else self._pause(job.attempts)
+        if trouble.retry and self._stopped:
+            self._drop(job)
+            return
         if trouble.retry and job.attempts < self._rules.max_attempts and wait <= LONGEST_WISH and not self._broken:
             heapq.heappush(self._again, (now + wait, next(self._order), job))
             return
+        self._fail(job, trouble)
+
+    def _fail(self, job: _Job, trouble: Trouble) -> None:
         message = self._clean(trouble.message)
         if trouble.hint:
             message = f"{message}: {trouble.hint}"
@@ -285,14 +301,41 @@ class Dispatch:
             site.misses += 1
             site.missed = site.pace.sent_count
             site.down_until = now + self._pause(site.misses)
-        if all(each.misses >= self._rules.max_attempts for each in self._sites):
-            places = ", ".join(each.place for each in self._sites)
-            raise ChatError(
-                f"nothing answers at {places} for model {self._rules.model!r} (attempt {site.misses}): start the "
-                f"server or correct base_url. {self._clean(trouble.message)}"
+        left = [each for each in self._sites if each not in self._lost]
+        if all(each.misses >= self._rules.max_attempts for each in left):
+            self._stop(
+                f"nothing answers at {', '.join(each.place for each in left)} for model {self._rules.model!r} "
+                f"(attempt {site.misses}): start the server or correct base_url. {self._clean(trouble.message)}"
             )
-        job.attempts -= 1  # it was not asked
+        self._ask_elsewhere(job, now)
+
+    def _ask_elsewhere(self, job: _Job, now: float) -> None:
+        """Let a request be sent again at once, to any site that is left: it was not asked."""
+        if self._stopped:
+            self._drop(job)
+            return
+        job.attempts -= 1
         heapq.heappush(self._again, (now, next(self._order), job))
+
+    def _lose(self, site: Site, why: str) -> None:
+        """Send nothing more to a site at which no request can succeed; when it was the last, stop."""
+        self._lost.setdefault(site, why)
+        if len(self._lost) == len(self._sites):
+            self._stop("")
+
+    def _stop(self, why: str) -> None:
+        """Send nothing more anywhere, and wait for what is in flight."""
+        if self._stopped is None:
+            self._stopped = ChatError("; ".join(filter(None, (why, *self._lost.values()))))
+            self._exhausted = True
+            waiting, self._again = self._again, []
+            for _, _, job in waiting:
+                self._drop(job)
+
+    def _drop(self, job: _Job) -> None:
+        """Let a request go as one that was never sent, unless earlier attempts at it have to be paid for."""
+        if job.discarded != (0, 0) and job.trouble is not None:
+            self._fail(job, job.trouble)
 
     def _pause(self, attempt: int) -> float:
         longest = min(self._rules.backoff * 4.0 ** (attempt - 1), LONGEST_PAUSE)

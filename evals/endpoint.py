@@ -169,6 +169,7 @@ class _Call:
     sites: list[Site]
     arrivals: Arrivals = field(default_factory=Arrivals)
     _ready: threading.Event = field(default_factory=threading.Event)
+    _loop: asyncio.AbstractEventLoop | None = None
     _main: asyncio.Task[None] | None = None
 
     def run(self) -> None:
@@ -199,6 +200,8 @@ class _Call:
         self._threadsafe(lambda: self._main and self._main.cancel())
 
     def _threadsafe(self, callback: Callable[[], object]) -> None:
+        if self._loop is None:  # it could not be made
+            return
         with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is in flight
             self._loop.call_soon_threadsafe(callback)
 

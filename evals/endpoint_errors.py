@@ -23,6 +23,7 @@ _FILTER = re.compile(
 )
 
 _CODES = ("insufficient_quota", "model_not_found")
+_HEAD = 4000  # characters of an error's body that are searched: a proxy's page may be of megabytes
 
 # OpenAI: "Unknown parameter: 'x'", "Unrecognized request argument supplied: x"; pydantic (Mistral, Anthropic): "Extra
 # inputs are not permitted"; Groq: "property 'x' is unsupported"; Gemini: 'Unknown name "x"'.
@@ -60,7 +61,7 @@ def read_status(status: int, text: str, *, headers: Mapping[str, str], sent: Ite
     The names of ``headers`` are in lower case, or the mapping ignores case. A redirection counts as an error.
     """
     said, code = read_error(text)
-    message = f"HTTP {status}: {said}"
+    message, text = f"HTTP {status}: {said}", text[:_HEAD]
     if status < 500 and _FILTER.search(text):
         return Trouble("content_filter", message)
     fatal = _fatal(status, code=code, text=text, location=headers.get("location", ""))
@@ -95,6 +96,7 @@ def read_error(text: str) -> tuple[str, str]:
 
 def unknown_field(text: str, *, sent: Iterable[str]) -> str | None:
     """Return the field of the request that the server's error calls unknown; None when it says nothing of the kind."""
+    text = text[:_HEAD]
     if not _UNKNOWN.search(text):
         return None
     found = {field: re.search(rf"\b{re.escape(field)}\b", text) for field in sent if field != "messages"}

@@ -142,11 +142,6 @@ class Pace:
         self._tokens_per_byte, self._output = 0.25, 256.0
 
     @property
-    def in_flight(self) -> int:
-        """How many requests are in flight."""
-        return self.window.in_flight
-
-    @property
     def sent_count(self) -> int:
         """How many requests went out, which is the number of the last one's ticket."""
         return self.learned.sent_count

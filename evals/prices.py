@@ -26,14 +26,16 @@ class Price:
     source: str = ""
 
 
-def cost(price: Price, reply: Reply | NoReply, *, batch: bool = False) -> float:
+def cost(price: Price, reply: Reply | NoReply, *, batch: bool = False) -> float | None:
     """Return what a reply cost in US dollars, with the replies to earlier attempts that were thrown away.
 
-    Tokens are those that the endpoint reported: a reply without usage costs nothing here.
+    Tokens are those that the endpoint reported; of a reply without usage nobody knows what it cost: None.
     """
     read, written = reply.discarded
     dollars = token_cost(price, read, written, batch=batch)
     if isinstance(reply, Reply):
+        if not (reply.prompt_tokens or reply.output_tokens):
+            return None
         cached = min(reply.cached_tokens, reply.prompt_tokens)
         dollars += token_cost(price, reply.prompt_tokens, reply.output_tokens, cached=cached, batch=batch)
     return dollars

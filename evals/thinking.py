@@ -9,7 +9,7 @@ from dataclasses import replace
 from evals.chat import ChatModel, ChatRequest, NoReply, Reply
 
 _OPENING = re.compile(r"\s*<(think|thinking|reasoning)>", re.IGNORECASE)
-_CLOSING = re.compile(r"</(?:think|thinking|reasoning)>", re.IGNORECASE)
+_TAG = re.compile(r"<(/?)(?:think|thinking|reasoning)>", re.IGNORECASE)
 # gpt-oss writes its channels between special tokens; a tokenizer that leaves those out leaves the bare names.
 _CHANNELS = re.compile(r"\s*(?:<\|start\|>assistant)?<\|channel\|>")
 _CHANNEL = re.compile(
@@ -22,8 +22,9 @@ def split_thinking(text: str) -> tuple[str, str]:
     """Return what stands before the answer and the answer, both stripped where there is thinking; ("", text) if none.
 
     Thinking is a leading ``<think>``, ``<thinking>`` or ``<reasoning>`` block (several in a row are one); what stands
-    before a closing tag without its opening (some chat templates put that into the prompt); gpt-oss's channels but for
-    the final one. Where it is not closed, all is thinking and the answer is "". Tags inside an answer are left alone.
+    before a closing tag that no opening one precedes (some chat templates put that into the prompt); gpt-oss's channels
+    but for the final one. Where it is not closed, all is thinking and the answer is "". Tags inside an answer are left
+    alone.
     """
     if _CHANNELS.match(text):
         return _channels(text)
@@ -36,8 +37,8 @@ def split_thinking(text: str) -> tuple[str, str]:
         start, end = _close(inside, opening[1])
         thoughts.append(inside[:start].strip())
         rest = inside[end:]
-    if not thoughts and (stray := _CLOSING.search(text)):
-        thoughts, rest = [text[: stray.start()].strip()], text[stray.end() :]
+    if not thoughts and (first := _TAG.search(text)) and first[1]:  # one after an opening tag is of an answer's own
+        thoughts, rest = [text[: first.start()].strip()], text[first.end() :]
     if not thoughts:
         return "", text
     return "\n\n".join(filter(None, thoughts)), rest.strip()

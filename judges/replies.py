@@ -24,7 +24,8 @@ from dataclasses import dataclass
 
 from evals.records import JudgeRequest, Judgment, Verdict
 
-RATING = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
+# FastChat's \d+\.?\d*, written so that a long number is tried in one way only.
+RATING = (re.compile(r"\[\[(\d+(?:\.\d*)?)\]\]"), re.compile(r"\[(\d+(?:\.\d*)?)\]"))
 LABEL = (re.compile(r"\[\[([AB<>=]+)\]\]"), re.compile(r"\[([AB<>=]+)\]"))
 WINNERS = {"[[A]]": 1.0, "[[B]]": 0.0, "[[C]]": 0.5}
 FIVE = {"A>>B": 1.0, "A>B": 0.75, "A=B": 0.5, "B>A": 0.25, "B>>A": 0.0}

@@ -25,7 +25,7 @@ PREFIX = "json:"
 EXPLANATION = 500  # characters
 ENOUGH = 2048  # tokens: four a character, as byte-level tokenizers need at worst, and the JSON around them
 
-_FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
+_FENCE = "```"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +99,11 @@ def _schema(form: _Form) -> str:
 
 def _object(text: str) -> dict[str, Any]:
     """Return the JSON object that is the whole text, or stands alone in a fence; {} for anything else."""
-    fenced = _FENCE.fullmatch(text)
+    whole = text.strip()
+    if len(whole) >= 2 * len(_FENCE) and whole.startswith(_FENCE) and whole.endswith(_FENCE):
+        text = whole[len(_FENCE) : -len(_FENCE)].removeprefix("json").strip()
     try:
-        found = json.loads(fenced[1] if fenced else text)
+        found = json.loads(text)
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

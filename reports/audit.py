@@ -6,6 +6,7 @@ Nothing is computed here: the ledger's audits, flags and judgments are laid out 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,8 +43,10 @@ DETECTED = {  # what the detectors of judges.flags found of answers
     "near_duplicates": "nearly repeat one to another question",
     "instruction_overlap": "take up hardly a word of their question",
 }
-# What cannot be seen, or changes how the rest reads: controls, and marks of direction and of no width.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+# What cannot be seen, or changes how the rest reads: controls, format marks (of direction, of no width, soft hyphens,
+# tags), separators of lines and paragraphs; and by name those that Unicode counts among letters and marks.
+_UNSEEN = frozenset({"Cc", "Cf", "Zl", "Zp"})
+_BLANK = re.compile("[\u034f\u115f\u1160\u2065\u3164\uffa0\U000e0000-\U000e0fff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,11 @@ def flagged_models(
 
 def visible(text: str) -> str:
     """Write out the marks that hide or reorder what follows, so that nothing reads otherwise than it is."""
-    return _UNSEEN.sub(lambda mark: f"⟨U+{ord(mark[0]):04X}⟩", text)
+    return "".join(f"⟨U+{ord(c):04X}⟩" if _hides(c) else c for c in text)
+
+
+def _hides(c: str) -> bool:
+    return (c not in "\t\n" and unicodedata.category(c) in _UNSEEN) or _BLANK.match(c) is not None
 
 
 def _block(rows: Sequence[AuditRow]) -> Block:

@@ -499,7 +499,7 @@ SELECT
     max(g.recorded_at) AS last,
     count(*) AS judgments,
     g.run IS NOT NULL AND (
-        min(g.served_model) OVER told <> max(g.served_model) OVER told
+        coalesce(min(nullif(g.served_model, '')) OVER told <> max(nullif(g.served_model, '')) OVER told, false)
         OR coalesce(min(nullif(g.fingerprint, '')) OVER told <> max(nullif(g.fingerprint, '')) OVER told, false)
     ) AS changed
 FROM judgments g

@@ -75,6 +75,11 @@ def metered(model, limit=None, price=DOLLAR_A_TOKEN, spent=0.0, **fields):
     return Metered(model, price=price, budget=Budget(limit, spent=spent), **fields)
 
 
+def holds_back(budget):
+    """Whether anything is set aside still: then all that was not spent cannot be had."""
+    return not budget.reserve(max(0.0, budget.limit - budget.spent - 1e-9))
+
+
 def ask(model, requests):
     """Return what came, by index, and the BudgetReached that ended it (or None)."""
     found = {}
@@ -148,7 +153,8 @@ def test_models_share_a_budget():
     first, second = (Metered(Engine(), price=DOLLAR_A_TOKEN, budget=budget) for _ in range(2))
     assert len(ask(first, [request()] * 3)[0]) == 3
     found, reached = ask(second, [request()] * 3)
-    assert (len(found), reached.left, budget.spent, budget.reserved) == (2, 1, 5.0, 0.0)
+    assert (len(found), reached.left, budget.spent) == (2, 1, 5.0)
+    assert not holds_back(budget)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -156,10 +162,11 @@ def test_the_limit_holds_whatever_replies_cost_and_however_many_are_in_flight(se
     rng = random.Random(seed)
     price = Price(rng.uniform(1, 30), rng.uniform(1, 60), cached_input=0.5)
     attempts = rng.choice((1, 3))
+    density = rng.uniform(0.1, 0.95)  # tokens a byte
 
     def say(asked):
         most, size = asked.sampling.max_tokens, len(asked.messages[0].content.encode())
-        prompt = rng.randint(1, 20 + size // 2)
+        prompt = rng.randint(1, 20) + int(size * density * rng.uniform(0.95, 1.05))
         wasted = rng.randint(0, attempts - 1)
         discarded = wasted * prompt, wasted * rng.randint(0, most)
         if rng.random() < 0.1:
@@ -176,7 +183,36 @@ def test_the_limit_holds_whatever_replies_cost_and_however_many_are_in_flight(se
     assert len(model.taken) == len(found)
     assert reached.left == len(requests) - len(found) > 0
     assert counted.budget.spent + counted.worst_case(requests[len(found)]) > 1.0
-    assert counted.budget.reserved == pytest.approx(0, abs=1e-9)
+    assert not holds_back(counted.budget)
+
+
+def test_prompts_of_a_token_a_byte_stay_within_the_limit_before_anything_was_learnt():
+    prompts = [request(text="x" * 2000) for _ in range(40)]
+    model = Engine(lambda asked: reply(prompt=2000 + 30))
+    found, reached = ask(metered(model, 10.0, price=Price(1e3, 0.0)), prompts)
+    assert 0 < len(found) < 5 and reached.spent <= 10.0
+
+
+def test_once_a_long_prompt_has_told_its_tokens_no_more_is_set_aside_than_that_and_a_margin():
+    english = request(text="word " * 800)
+    counted = metered(Engine(lambda _: reply(prompt=1000)), 100.0, price=Price(1e3, 0.0))
+    before = counted.worst_case(english)
+    ask(counted, [english])
+    assert before > 4.0 and 1.0 < counted.worst_case(english) < 1.4
+    counted.charge(english, reply(prompt=2000))
+    assert counted.worst_case(english) >= 1.25 * 2.0
+
+
+def test_a_short_prompt_teaches_nothing_of_long_ones():
+    counted = metered(Engine(lambda _: reply(prompt=12)), 100.0, price=Price(1e3, 0.0))
+    before = counted.worst_case(request())
+    ask(counted, [request()])
+    assert counted.worst_case(request()) == before
+
+
+def test_what_is_free_is_asked_whatever_was_spent():
+    found, reached = ask(metered(Engine(), 1.0, price=Price(0.0, 0.0), spent=7.0), [request()] * 3)
+    assert (len(found), reached) == (3, None)
 
 
 def test_prompts_of_more_tokens_a_byte_than_thought_are_learnt_from():
@@ -236,7 +272,8 @@ def test_a_model_that_is_lost_gives_back_what_was_reserved_and_keeps_what_was_sp
     counted = metered(Engine(say), 100.0)
     with pytest.raises(ChatError, match="engine is gone"):
         ask(counted, [request(), request(text="break"), request()])
-    assert (counted.budget.spent, counted.budget.reserved) == (1.0, 0.0)
+    assert counted.budget.spent == 1.0
+    assert not holds_back(counted.budget)
 
 
 def test_a_caller_that_stops_closes_the_model_and_gives_back_what_was_reserved():
@@ -252,9 +289,10 @@ def test_a_caller_that_stops_closes_the_model_and_gives_back_what_was_reserved()
     counted = metered(Closing(), 100.0)
     replies = counted.chat([request()] * 5)
     next(replies)
-    assert counted.budget.reserved == 4.0
+    assert not counted.budget.reserve(95.5)  # four of a dollar each are in flight
     replies.close()
-    assert (closed, counted.budget.spent, counted.budget.reserved) == ([True], 1.0, 0.0)
+    assert (closed, counted.budget.spent) == ([True], 1.0)
+    assert not holds_back(counted.budget)
 
 
 def test_an_error_of_whoever_makes_the_requests_reaches_the_caller():

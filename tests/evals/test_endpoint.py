@@ -6,15 +6,17 @@ import gc
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from email.utils import formatdate
 from typing import Any
 
 import pytest
 
 from evals.chat import ChatError, ChatRequest, NoReply, Reply
+from evals.chat_json import request_body
 from evals.endpoint import EndpointModel
-from evals.endpoint_errors import one_line, retry_after
+from evals.endpoint_errors import one_line, read_status, retry_after
 from evals.records import Message, Sampling
 from tests import fake_replies as fake
 from tests.fake_server import FakeServer, Limit
@@ -86,6 +88,7 @@ def test_replies_thrown_away_are_paid_for_and_counted() -> None:
         {"content": [{"top_logprobs": [{"token": "A"}, {"logprob": -1.0}, {"token": 3, "logprob": -1.0}]}]},
         *({"content": [{"top_logprobs": [{"token": "A", "logprob": bad}]}]} for bad in ("-1.0", None, 2.5, True)),
         *({"content": [{"top_logprobs": [{"token": "A", "logprob": float(bad)}]}]} for bad in ("nan", "inf", "-inf")),
+        *({"content": [{"top_logprobs": [{"token": "A", "logprob": bad}]}]} for bad in (10**400, -(10**400))),
     ],
 )
 def test_wrong_log_probabilities_are_none_and_the_reply_stands(logprobs: object) -> None:
@@ -93,6 +96,15 @@ def test_wrong_log_probabilities_are_none_and_the_reply_stands(logprobs: object)
         reply = one(server, ask(top_logprobs=5))
     assert isinstance(reply, Reply)
     assert (reply.text, reply.top_logprobs) == ("A", ())
+
+
+@pytest.mark.parametrize("count", [10**30, 2**53, -1, True, 1.5, "7", None])
+def test_a_number_of_tokens_that_is_none_is_0_and_the_reply_stands(count: object) -> None:
+    usage = {"prompt_tokens": count, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": count}}
+    with FakeServer(script=[fake.says("yes", usage=usage)]) as server:
+        reply = one(server)
+    assert isinstance(reply, Reply)
+    assert (reply.text, reply.prompt_tokens, reply.output_tokens, reply.cached_tokens) == ("yes", 0, 2, 0)
 
 
 def test_good_log_probabilities_survive_among_wrong_ones() -> None:
@@ -180,6 +192,18 @@ def test_a_schema_goes_out_as_response_format_unless_extra_body_leaves_it_out() 
     assert [body.get("response_format") for body in server.bodies] == [wanted, None]
 
 
+def test_openai_is_sent_schemas_without_lengths_and_properties_keep_their_names() -> None:
+    text = {"type": "string", "maxLength": 5, "enum": ["maxLength"]}
+    schema = {"properties": {"maxLength": text, "all": {"anyOf": [{"type": "array", "items": text}]}}}
+    bodies = [
+        request_body(ask(schema=json.dumps(schema)), extra={}, for_openai=for_openai) for for_openai in (True, False)
+    ]
+    openai, other = (json.loads(json.dumps(body["response_format"]))["json_schema"]["schema"] for body in bodies)
+    short = {"type": "string", "enum": ["maxLength"]}
+    assert openai == {"properties": {"maxLength": short, "all": {"anyOf": [{"type": "array", "items": short}]}}}
+    assert other == schema
+
+
 def test_a_server_that_refuses_a_field_is_asked_without_it_where_extra_body_says_so() -> None:
     request = ask(top_logprobs=5, choices=("A", "B"))
     with FakeServer(fields=fake.OPENAI_FIELDS) as server:
@@ -197,6 +221,13 @@ def test_the_refused_field_is_named_whatever_the_servers_words(wording: str) -> 
     assert isinstance(outcome, NoReply)
     assert outcome.kind == "bad_request"
     assert outcome.message.endswith("set extra_body: {seed: null} for this endpoint")
+
+
+def test_an_error_of_megabytes_is_searched_at_its_head_only() -> None:
+    trouble = read_status(400, "unknown_" * 200_000, headers={}, sent=["seed"])  # quadratic in what is searched
+    assert (trouble.kind, trouble.hint) == ("bad_request", "")
+    page = "x" * 1_000_000 + "maximum context length"
+    assert read_status(400, page, headers={}).kind == "bad_request"
 
 
 def test_a_refused_value_brings_no_advice_to_drop_the_field() -> None:
@@ -385,6 +416,45 @@ def test_a_wrong_key_stops_everything_and_is_never_shown(monkeypatch: pytest.Mon
     assert server.count <= 16
 
 
+def until_lost(asked: EndpointModel, count: int) -> dict[int, Reply | NoReply]:
+    """Return what came of so many requests before ChatError was raised."""
+    arrived: dict[int, Reply | NoReply] = {}
+    try:
+        for index, outcome in asked.chat([ask(str(i)) for i in range(count)]):
+            arrived[index] = outcome
+    except ChatError:
+        return arrived
+    pytest.fail("all came to an end, and no ChatError was raised")
+
+
+def refuse_first(trouble: fake.Behaviour) -> Callable[[dict[str, Any], int], fake.Behaviour]:
+    """Return a script that refuses the request "0" at once and answers all others later."""
+    return lambda body, _: trouble if body["messages"][0]["content"] == "0" else fake.says("late", delay=0.1)
+
+
+@pytest.mark.parametrize("trouble", [fake.wrong_key(), fake.error(402, "no credit"), fake.no_such_model("fake-model")])
+def test_what_is_in_flight_when_all_is_lost_is_paid_for_and_arrives_and_nothing_more_is_asked(
+    trouble: fake.Behaviour,
+) -> None:
+    with FakeServer(script=refuse_first(trouble)) as server:
+        arrived = until_lost(model(server, concurrency=16), 99)
+    assert all(isinstance(reply, Reply) for reply in arrived.values())
+    assert sorted(arrived) == list(range(1, 16))
+    assert server.count == 16
+
+
+def test_a_request_that_was_thrown_away_once_is_accounted_for_when_all_is_lost() -> None:
+    def script(body: dict[str, Any], before: int) -> fake.Behaviour:
+        if body["messages"][0]["content"] == "0":
+            return lambda asked: replace(fake.wrong_key()(asked), delay=0.1)
+        return fake.says("half of it", finish="error")
+
+    with FakeServer(script=script) as server:
+        arrived = until_lost(model(server, backoff=60.0), 4)
+    assert all(isinstance(outcome, NoReply) and outcome.discarded == (1, 3) for outcome in arrived.values())
+    assert sorted(arrived) == [1, 2, 3]
+
+
 def test_the_key_shows_in_no_failure_and_no_repr(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_ENDPOINT_KEY", KEY)
     with FakeServer(script=[fake.error(400, f"bad header: Bearer {KEY}")]) as server:
@@ -483,6 +553,30 @@ def test_the_requests_of_a_replica_that_dies_go_to_the_others_and_it_is_asked_ag
     assert min(dies.count, lives.count, back.count) > 0
 
 
+@pytest.mark.parametrize("wrong", [{"strict": True, "models": ["another"]}, {"key": "another"}])
+def test_a_replica_with_another_model_or_key_is_set_aside_and_costs_no_request(wrong: dict[str, Any]) -> None:
+    with FakeServer(**wrong) as refuses, FakeServer(latency=0.01) as server:
+        asked = model(refuses, replicas=[server.base_url], concurrency=4, max_attempts=1)
+        replies = [reply for _, reply in asked.chat([ask(str(i)) for i in range(50)])]
+    assert len(replies) == 50 and all(isinstance(reply, Reply) for reply in replies)
+    assert (server.count, refuses.count <= 4) == (50, True)
+
+
+def test_when_every_replica_refuses_all_is_lost_and_each_is_named() -> None:
+    with FakeServer(strict=True, models=["other"]) as one, FakeServer(key="another") as two:
+        words = rf"(?s)(?=.*{one.port}\S*: there is no model)(?=.*{two.port}\S*: the key is refused)"
+        with pytest.raises(ChatError, match=words):
+            list(model(one, replicas=[two.base_url]).chat([ask(str(i)) for i in range(50)]))
+
+
+def test_a_replica_that_refuses_beside_one_that_is_not_there_leaves_none() -> None:
+    with FakeServer() as gone:
+        pass
+    words = rf"nothing answers at \S*{gone.port}\S* .*the key is refused"
+    with FakeServer(key="another") as refuses, pytest.raises(ChatError, match=words):
+        list(model(gone, replicas=[refuses.base_url], max_attempts=2).chat([ask(str(i)) for i in range(50)]))
+
+
 def test_only_when_no_replica_answers_all_is_lost() -> None:
     with FakeServer() as one, FakeServer() as two:
         pass
@@ -510,6 +604,16 @@ def test_a_base_url_without_a_host_is_refused_before_anything_is_sent() -> None:
 def test_a_base_url_without_a_scheme_is_refused_at_once() -> None:
     with pytest.raises(ChatError, match=r"'localhost:8000/v1' .*http://"):
         EndpointModel(base_url="localhost:8000/v1", model="m", api_key_env=None)
+
+
+def test_where_no_event_loop_can_be_made_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise OSError("too many open files")
+
+    asked = EndpointModel(base_url="http://127.0.0.1:9/v1", model="m", api_key_env=None)
+    monkeypatch.setattr("asyncio.events.new_event_loop", none)
+    with pytest.raises(OSError, match="too many open files"):
+        list(asked.chat([ask()]))
 
 
 def test_closing_the_generator_cancels_what_is_in_flight() -> None:

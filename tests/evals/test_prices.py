@@ -34,6 +34,11 @@ def test_replies_that_were_thrown_away_are_paid_for_whether_or_not_one_came():
     assert cost(PRICE, NoReply("timeout", "no reply", 5)) == 0
 
 
+def test_of_a_reply_without_usage_nobody_knows_what_it_cost():
+    assert cost(PRICE, replace(REPLY, prompt_tokens=0, output_tokens=0, discarded=(400_000, 0))) is None
+    assert cost(PRICE, replace(REPLY, prompt_tokens=0)) == 2.0
+
+
 def test_a_batch_costs_half_of_it_all_or_what_the_price_says():
     reply = replace(REPLY, discarded=(400_000, 100_000))
     assert cost(PRICE, reply, batch=True) == cost(PRICE, reply) / 2

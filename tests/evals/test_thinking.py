@@ -52,6 +52,18 @@ def test_without_thinking_the_text_stays_as_it_is(text):
     assert split_thinking(text) == ("", text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Reasoning models write `<think>steps</think>` first. The answer is 42.",
+        "Put it between <think> and </think>; the </think> must not be left out.",
+        "Either <Thinking>\na\n</Thinking> or <reasoning>b</reasoning>.",
+    ],
+)
+def test_an_answer_that_mentions_the_tags_is_not_cut(text):
+    assert split_thinking(text) == ("", text)
+
+
 @pytest.mark.parametrize("answer", ["Write <think>…</think> around it.", "</think> closes it.", "analysisOf = 1"])
 def test_tags_in_an_answer_after_thinking_are_its_own(answer):
     assert split_thinking("<think>Hm.</think>" + answer) == ("Hm.", answer)

@@ -26,7 +26,8 @@ def read(name, text="", logprobs=()):
         ("[[07]]", 7),  # no Python literal, but a rating
         *[("[[0]]", None), ("[[11]]", None), ("[[0.5]]", None), ("[[100]] or [5]", None), ("[[10.01]]", None)],
         *[("", None), ("7", None), ("[[seven]]", None), ("[[7/10]]", None), ("[[-3]]", None), ("$ERROR$", None)],
-        (f"[[{'9' * 400}]]", None),
+        *[(f"[[{'9' * 400}]]", None), ("[[8.333333333333334]]", 8.333333333333334), ("[[8.3.3]] [4.]", 4)],
+        ("[[" + "1" * 200_000, None),  # quadratic, were there two ways to match a run of digits
     ],
 )
 def test_a_rating_is_the_first_in_brackets_from_one_to_ten(text, value):

@@ -97,6 +97,8 @@ def test_every_verdict_that_the_schema_allows_is_read_as_the_benchmarks_own(name
         ('{"verdict": "A"}', 1.0),
         (' {"explanation": "x",\n "verdict": "C"}\n', 0.5),
         ('```json\n{"explanation": "x", "verdict": "A"}\n```', 1.0),
+        ('\n ```\n{"verdict": "B"}```\n', 0.0),
+        *[("``````", None), ("`````", None), ("```json```", None), ('```{"verdict": "A"}', None)],
         ('{"explanation": "x", "verdict": "[[A]]"}', 1.0),
         *[
             ('{"verdict": "a"}', None),
@@ -123,6 +125,12 @@ def test_a_winner_in_json_is_the_verdict_of_the_one_object(text, value):
 )
 def test_a_rating_in_json_is_a_number_from_one_to_ten(text, value):
     assert reply_format("json:rating").read(judgment(text)) == value
+
+
+def test_a_reply_of_blanks_in_a_fence_takes_no_longer_than_another():
+    blanks = "```" + " " * 100_000 + "x"  # with a regular expression of three runs of blanks: for days
+    assert reply_format("json:pair").read(judgment(blanks)) is None
+    assert reply_format("json:pair").read(judgment(blanks + "```")) is None
 
 
 def test_a_verdict_is_the_models_whichever_answer_was_first():

@@ -182,3 +182,12 @@ def test_models_are_marked_by_the_flags_of_their_scores_and_controls_are_left_ou
 
 def test_what_hides_or_reorders_text_is_written_out():
     assert visible("a\u202eb\x00\u200bc\nd") == "a⟨U+202E⟩b⟨U+0000⟩⟨U+200B⟩c\nd"
+
+
+@pytest.mark.parametrize("mark", "\r\x85\u00ad\u034f\u061c\u115f\u1160\u180e\u2028\u2029\u2065\u3164\ufeff\U000e0041")
+def test_no_mark_that_shows_nothing_is_left_unseen(mark):
+    assert visible(f"a{mark}b") == f"a⟨U+{ord(mark):04X}⟩b"
+
+
+def test_what_can_be_seen_is_left_as_it_is():
+    assert visible("Größe\t— 日本 é 😀 한\n") == "Größe\t— 日本 é 😀 한\n"

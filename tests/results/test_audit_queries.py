@@ -133,6 +133,12 @@ def test_a_judge_that_changes_between_runs_or_tells_its_system_at_times_has_not_
     ]  # fmt: skip
 
 
+def test_a_judge_that_names_its_model_at_times_has_not_changed(ledger: Ledger) -> None:
+    ledger.start_run(command="fuseval run", experiment="{}", versions={})
+    ledger.add(judgment("g1"), judgment("g2", served=""))
+    assert [row.changed for row in audit_queries.served_models(ledger)] == [False, False]
+
+
 def test_judgments_outside_a_run_are_of_no_one_run(ledger: Ledger) -> None:
     ledger.add(judgment("g1"), judgment("g2", served="gpt-4-0125"))
     assert [(row.run, row.changed) for row in audit_queries.served_models(ledger)] == [(None, False)] * 2
