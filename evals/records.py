@@ -234,8 +234,8 @@ class Model:
 
     ``kind`` is checkpoint, endpoint, sft, merge, or published where only answers or judgments are known; of those that
     no leaderboard shows as candidates, panel (several judges as one), control (answers that must lose) or retest (a
-    judge asked the same again, ``parent`` being that judge). ``recipe`` is how it was made, as JSON text ("" for a model that was only found); ``parent`` is the identity of the model it
-    was made from.
+    judge asked the same again, ``parent`` being that judge). ``recipe`` is how it was made, as JSON text ("" for a
+    model that was only found); ``parent`` is the identity of the model it was made from.
     """
 
     id: str
