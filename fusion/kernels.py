@@ -301,27 +301,26 @@ def elect(  # noqa: PLR0917
                 total[i] += delta[i] * factor
         for i in range(size):
             sign[i] = np.copysign(_ONE, total[i])
-        for i in range(size):
             update[i] = _ZERO
-        for i in range(size):
-            divisor[i] = _ZERO
         for k in range(factors.size):
             delta, factor, side = deltas[k, first : first + _PART], abs(factors[k]), np.copysign(_ONE, factors[k])
             agree = np.int32(0)
             for i in range(size):
-                agree = np.int32(agree + np.int32(delta[i] * side * sign[i] > _ZERO))
+                aligned = delta[i] * side * sign[i]
+                agree = np.int32(agree + np.int32(aligned > _ZERO))
+                update[i] += max(aligned, _ZERO) * factor
             kept[k] += agree
-            for i in range(size):
-                update[i] += max(delta[i] * side * sign[i], _ZERO) * factor
-            if weights.size:
-                weight = weights[k]
-                for i in range(size):
-                    divisor[i] += np.float32(delta[i] * side * sign[i] > _ZERO) * weight
         differ = np.int32(0)
         for i in range(size):
             differ = np.int32(differ + np.int32(abs(total[i]) != update[i]))
         conflict += differ
         if weights.size:
+            for i in range(size):
+                divisor[i] = _ZERO
+            for k in range(factors.size):
+                delta, weight, side = deltas[k, first : first + _PART], weights[k], np.copysign(_ONE, factors[k])
+                for i in range(size):
+                    divisor[i] += np.float32(delta[i] * side * sign[i] > _ZERO) * weight
             for i in range(size):
                 update[i] /= divisor[i] + np.float32(divisor[i] == _ZERO)
         for i in range(size):
