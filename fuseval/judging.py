@@ -14,7 +14,6 @@ from fuseval.controls import retest_of
 from fuseval.scoring import read_judgments
 from judges.judge import after, judge
 from results.evidence import unreadable
-from results.store import Ledger
 
 if TYPE_CHECKING:
     from fuseval.pipeline import Run
@@ -96,12 +95,7 @@ def given_up(run: Run, *, stage: str) -> set[str]:
     """Return the keys of what failed in a way that the very same request will fail again, unless that is wanted."""
     if run.retry_failed:
         return set()
-    return lasting_failures(run.ledger, stage=stage)
-
-
-def lasting_failures(ledger: Ledger, *, stage: str) -> set[str]:
-    """Return the keys of the stored failures that time does not mend."""
-    return {failure.key for failure in ledger.failures(stage=stage) if not FAILURES.get(failure.kind, True)}
+    return {failure.key for failure in run.ledger.failures(stage=stage) if not FAILURES.get(failure.kind, True)}
 
 
 def _batches(items: Iterable[JudgeRequest]) -> Iterator[list[JudgeRequest]]:
