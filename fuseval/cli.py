@@ -38,7 +38,7 @@ from fuseval.session import (
     running,
     storing_merges,
 )
-from fuseval.terminal import say, show, stages
+from fuseval.terminal import say, show, show_pages, stages
 
 if TYPE_CHECKING:
     from evals.records import Score
@@ -108,9 +108,22 @@ def run(
 
 
 @app.command()
-def fuse(experiment: ExperimentFile, *, ledger: LedgerOption = None) -> None:
+def fuse(
+    experiment: ExperimentFile,
+    *,
+    ledger: LedgerOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only report how the models' tokens align, and what fusing would cost.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what --dry-run reports as JSON.")] = False,
+) -> None:
     """Make the experiment's targets and merges, and write them as checkpoints."""
-    with _errors(), running("fuse", experiment, ledger) as session:
+    with _errors(), running("fuse", experiment, ledger, dry_run=dry_run) as session:
+        if dry_run:
+            from fuseval.planning import alignments
+
+            show_pages(alignments(session), as_json=as_json)
+            return
         from fuseval.pipeline import fuse as fuse_stage
 
         made = [c for c in session.models.values() if c.target or c.merge]

@@ -85,6 +85,11 @@ def resolve(experiment: Experiment, *, beside: Path, cache: Path) -> dict[str, C
     return found
 
 
+def is_at_hand(candidate: Candidate) -> bool:
+    """Tell whether the weights are there, or are in a GGUF file that only has to be converted."""
+    return candidate.folder is not None and (candidate.folder.exists() or candidate.gguf is not None)
+
+
 def make(candidate: Candidate, models: Mapping[str, Candidate], *, watch: Watch) -> None:
     """Make the candidate's weights and those that go into it, where they are missing.
 

@@ -12,9 +12,12 @@ from evals.chat import FAILURES
 from evals.prices import Price, token_cost
 from evals.records import JudgeRequest
 from fuseval.asking import Asked, Judge, is_shown_unanswered
+from fuseval.config import ConfigError
 from fuseval.estimate import Asked as Priced
 from fuseval.estimate import Estimate, Tokens, Usual, described, estimate, timed, tokenizer_for, total
 from fuseval.judging import given_up, wanted
+from fuseval.models import inputs, is_at_hand, make
+from fuseval.training import plan_target
 from results.evidence import usual_answer, usual_judgment
 
 if TYPE_CHECKING:
@@ -49,6 +52,38 @@ def plan(run: Run) -> list[dict[str, object]]:
     if len(estimates) > 1:
         steps.append(_Step("all", "", "", sum(step.missing for step in steps), total(estimates)))
     return [_row(step) for step in steps]
+
+
+def alignments(run: Run) -> list[tuple[dict[str, object], str]]:
+    """Return of each explicit fusion how its models' tokens align and what it takes, and a page that says so.
+
+    No model is run; a GGUF file is converted, for its tokenizer, and the vocabularies' maps are kept for the
+    fusion itself. ConfigError where there is no such target; a target of a model that is not made yet is only named.
+    """
+    from fusion.alignment_markdown import as_markdown, code
+
+    pages: list[tuple[dict[str, object], str]] = []
+    for candidate in run.models.values():
+        target = candidate.target
+        if target is None or target.kind != "explicit":
+            continue
+        missing = [name for name in inputs(candidate, run.models) if not is_at_hand(run.models[name])]
+        if missing:
+            lack = f"Not known before {', '.join(missing)} is made, which fuseval fuse does."
+            told: dict[str, object] = {"target": candidate.name, "report": None, "why": lack}
+            pages.append((told, f"# Alignment of {code(candidate.name)}\n\n{lack}\n"))
+            continue
+        for name in inputs(candidate, run.models):
+            make(run.models[name], run.models, watch=run.watch)
+        report = plan_target(candidate, target, run.models, watch=run.watch)
+        told = {"target": candidate.name, "report": report}
+        pages.append((told, as_markdown(report, of=candidate.name)))
+    if not pages:
+        raise ConfigError(
+            f"{run.experiment.name} has no target of kind explicit, of whose tokens something could be said; "
+            "fuseval run --dry-run says what else would be made"
+        )
+    return pages
 
 
 def _row(step: _Step) -> dict[str, object]:

@@ -46,6 +46,15 @@ def show(rows: Sequence[dict[str, Any]], *, as_json: bool, title: str) -> None:
     console.print(table)
 
 
+def show_pages(pages: Sequence[tuple[dict[str, Any], str]], *, as_json: bool) -> None:
+    """Print pages of text to standard output, or what they say as JSON."""
+    if as_json:
+        show([told for told, _ in pages], as_json=True, title="")
+        return
+    for _, page in pages:
+        sys.stdout.write(_plain(page, sys.stdout) + "\n")
+
+
 def _plain(text: str, stream: IO[str]) -> str:
     """Return what of the text a terminal can be given.
 

@@ -16,6 +16,7 @@ from fuseval.experiment import Target
 
 if TYPE_CHECKING:
     from fuseval.models import Candidate, Watch
+    from fusion.explicit import Progress
 
 _HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^@]+?)(?:@(?P<revision>[\w./-]+))?")
 
@@ -122,6 +123,15 @@ def _sft(
     )
 
 
+def plan_target(
+    candidate: Candidate, target: Target, models: Mapping[str, Candidate], *, watch: Watch
+) -> dict[str, Any]:
+    """Return how the tokens of an explicit fusion's models align and what it takes, without running any model."""
+    from fusion.explicit import plan_explicitly
+
+    return plan_explicitly(**_explicit_parts(candidate, target, models, watch=watch))
+
+
 def _explicit(
     candidate: Candidate,
     target: Target,
@@ -130,10 +140,27 @@ def _explicit(
     watch: Watch,
     recipe: Mapping[str, object],
 ) -> None:
-    from fusion.explicit import Progress, fuse_explicitly
+    from fusion.explicit import fuse_explicitly
 
+    parts = _explicit_parts(candidate, target, models, watch=watch)
+    assert candidate.folder is not None
+    fuse_explicitly(
+        **parts,
+        folder=candidate.folder,
+        recipe=recipe,
+        card=(
+            f"# {candidate.name}\n\n{parts['title']}, taught by fuseval what {', '.join(target.sources)} would say "
+            f"next on {parts['data'].name}; see recipe.json and alignment.md.\n"
+        ),
+    )
+
+
+def _explicit_parts(
+    candidate: Candidate, target: Target, models: Mapping[str, Candidate], *, watch: Watch
+) -> dict[str, Any]:
+    """Return what planning an explicit fusion and making it are both given."""
     base, data = models[target.base], candidate.data
-    folders = {name: models[name].folder for name in target.sources}
+    sources = {name: models[name].folder for name in target.sources}
     assert base.folder is not None and candidate.folder is not None and data is not None
     shown = {"map": "map vocabularies", "plan": "align", "targets": "align and fuse", "training": "train"}
 
@@ -141,21 +168,15 @@ def _explicit(
         what = f"ask {progress.model}" if progress.stage == "teacher" else shown[progress.stage]
         watch(f"{what} for {candidate.name}", progress.done, progress.total)
 
-    fuse_explicitly(
-        base.folder,
-        {name: folder for name, folder in folders.items() if folder is not None},
-        data,
-        candidate.folder,
-        read_params("explicit", target.params, f"explicit of {target.name!r}"),
-        watch=heard,
-        recipe=recipe,
-        card=(
-            f"# {candidate.name}\n\n{base.name}, taught by fuseval what {', '.join(target.sources)} would say next on "
-            f"{data.name}; see recipe.json and alignment.md.\n"
-        ),
-        title=base.name,
-        cache=candidate.folder.with_name(".fusion"),  # of all targets here: a model is asked once about the same text
-    )
+    return {
+        "base": base.folder,
+        "sources": {name: folder for name, folder in sources.items() if folder is not None},
+        "data": data,
+        "params": read_params("explicit", target.params, f"explicit of {target.name!r}"),
+        "watch": heard,
+        "title": base.name,
+        "cache": candidate.folder.with_name(".fusion"),  # of all targets here: a model is asked once about a text
+    }
 
 
 def training_points(candidate: Candidate) -> tuple[TrainingPoint, ...]:

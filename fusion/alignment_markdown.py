@@ -11,11 +11,14 @@ _RUNS = re.compile("`+")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
-def as_markdown(report: Mapping[str, Any]) -> str:
-    """Return the report as GitHub's Markdown; texts stand in code spans, with what cannot be seen written out."""
+def as_markdown(report: Mapping[str, Any], *, of: str = "") -> str:
+    """Return the report as GitHub's Markdown; texts stand in code spans, with what cannot be seen written out.
+
+    ``of`` is what the fusion makes, for the heading.
+    """
     positions = report["positions"]
     lines = [
-        "# Alignment",
+        f"# Alignment of {code(of)}" if of else "# Alignment",
         "",
         f"{report['conversations']} conversations, {positions['all']} positions of the target, of which "
         f"{positions['supervised']} expect a token that counts. Shares are of these.",

@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,8 @@ def distill(
                     (made / name).write_text(text, encoding="utf-8")
         if main:
             shutil.rmtree(work)
+            with suppress(OSError):  # what the models said is kept there, where no other place was given
+                work.parent.rmdir()
         _free(trainer)
     return tuple(heard)
 
