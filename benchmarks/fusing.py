@@ -4,10 +4,10 @@
         [--weights 1 0.9 0.5] [--seeds 3] [--held-out 0.25] [--limit N] [--set learning_rate=5e-5 epochs=1]
 
 A quarter of the conversations is held out. λ = 1 is the control, plain fine-tuning; every λ and seed trains on the same
-conversations, in the same order for equal seeds. Printed, for the base and each run: the held-out perplexity of what the
-assistant says, and the fused loss (cross-entropy to the fused targets, nats a token), with the differences to the
-control paired by conversation: their mean over all seeds, and a 95 % interval from a bootstrap over conversations, and
-how many seeds agree in sign. On a GPU also tokens a second and peak memory.
+conversations, in the same order for equal seeds. Printed, for the base and each run: the held-out perplexity of what
+the assistant says, the fused loss (cross-entropy to the fused targets, nats a token) and the training's tokens a
+second; then the differences to the control, paired by conversation: their mean over all seeds with a 95 % interval from a
+bootstrap over conversations, and each seed's own. On a GPU also the peak of the memory.
 """
 
 import argparse
@@ -47,6 +47,7 @@ def main(given: argparse.Namespace) -> None:
         for seed in range(given.seeds):
             for weight in given.weights:
                 begun = time.perf_counter()
+                _reset_peak()
                 folder = work / f"{weight}-{seed}"
                 arm = replace(params, lm_weight=weight, seed=seed, dtype="float32")
                 steps = distill(given.target, learnt, folder, arm)
@@ -116,9 +117,25 @@ def evaluate(folder: Path, targets: Path, params) -> np.ndarray:
 
 
 def show(name: str, found: np.ndarray, base: np.ndarray | None, speed: float) -> None:
+    """Print one line of a model."""
     clm, fusion, tokens = found.sum(0)
     text = f"  {name:<16} perplexity {math.exp(clm / tokens):8.4f}   fused loss {fusion / tokens:7.4f}"
-    print(text + (f"   {speed:7.0f} tokens/s" if base is not None else f"   of {tokens:.0f} tokens"), flush=True)
+    print(
+        text + (f"   {speed:7.0f} tokens/s{_peak()}" if base is not None else f"   of {tokens:.0f} tokens"), flush=True
+    )
+
+
+def _reset_peak() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak() -> str:
+    import torch
+
+    return f"   {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB" if torch.cuda.is_available() else ""
 
 
 def compare(found: dict[tuple[float, int], np.ndarray], given: argparse.Namespace) -> None:
