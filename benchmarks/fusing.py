@@ -6,8 +6,8 @@
 A quarter of the conversations is held out. λ = 1 is the control, plain fine-tuning; every λ and seed trains on the same
 conversations, in the same order for equal seeds. Printed, for the base and each run: the held-out perplexity of what
 the assistant says, the fused loss (cross-entropy to the fused targets, nats a token) and the training's tokens a
-second; then the differences to the control, paired by conversation: their mean over all seeds with a 95 % interval from a
-bootstrap over conversations, and each seed's own. On a GPU also the peak of the memory.
+second; then the differences to the control, paired by conversation: their mean over all seeds with a 95 % interval from
+a bootstrap over conversations, and each seed's own. On a GPU also the peak of the memory.
 """
 
 import argparse
