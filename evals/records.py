@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+PROMPTS = "prompts"
+"""The benchmark under whose name the answers lie that were sampled to train on; nobody scores it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -287,6 +290,16 @@ class Batch:
     model: str  # as the endpoint calls it
     requests: tuple[str, ...]
     state: str  # submitted, collected, or what the endpoint called its end (failed, expired, cancelled)
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """How good a scorer finds an answer; ``value`` is None where it could not tell, and ``note`` then says why."""
+
+    answer: str  # its key
+    scorer: str  # the identity of a reward model or of a judge, or the name of a rule
+    value: float | None  # a reward model's own scale; of a judge in [0, 1]; of a rule 1 or 0
+    note: str = ""  # for people: why there is no value, or what the judge wrote; hostile text
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ def read_conversations(data: Path) -> list[Conversation]:
     latter, which were cut to a length, turns after the last one of the assistant's are left off.
     """
     conversations: list[Conversation] = []
-    for place, value in _values(data):
+    for place, value in read_items(data):
         messages = _messages(value)
         if problem := _malformed(messages):
             raise RecipeError(f'{place}: {problem}; a conversation is {{"messages": [{{"role", "content"}}, …]}}')
@@ -34,7 +34,8 @@ def read_conversations(data: Path) -> list[Conversation]:
     return conversations
 
 
-def _values(data: Path) -> Iterator[tuple[str, Any]]:
+def read_items(data: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the place and value of each JSON line of a file, or of each item of one JSON list; raises RecipeError."""
     try:
         text = data.read_bytes()
     except FileNotFoundError:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from evals.records import PROMPTS
+
 if TYPE_CHECKING:
     from results.store import Ledger
 
@@ -234,14 +236,16 @@ def differences(
 
 
 def answers_wide(ledger: Ledger) -> list[AnswerRow]:
-    """Return every answer with its prompt, in the benchmarks' own order of questions."""
+    """Return every answer to a benchmark with its prompt, in the benchmarks' own order of questions."""
     rows = _rows(
         ledger,
         """
         SELECT key, model_name, benchmark, version, question, category, turn, prompt, reference, check_rule, text,
                finish_reason, prompt_tokens, output_tokens, seconds, temperature, seed
         FROM answers_wide
+        WHERE benchmark <> $1
         """,
+        PROMPTS,
     )
     return [AnswerRow(*row) for row in rows]
 
@@ -254,7 +258,9 @@ def judgments_wide(ledger: Ledger) -> list[JudgmentRow]:
         SELECT judge_name, benchmark, version, question, category, turn, model_name, baseline_name, answer_order,
                value, reply, top_logprobs
         FROM judgments_wide
+        WHERE benchmark <> $1
         """,
+        PROMPTS,
     )
     return [JudgmentRow(*(*row[:-1], tuple((pair["token"], pair["logprob"]) for pair in row[-1]))) for row in rows]
 

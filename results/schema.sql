@@ -311,6 +311,18 @@ CREATE TABLE batches (                     -- what endpoints work on by themselv
     PRIMARY KEY (id, place)
 );
 
+-- version 5
+
+CREATE TABLE rewards (                     -- how good answers were found, to choose what a model is trained on
+    answer VARCHAR,                        -- answers.key
+    scorer VARCHAR,                        -- identity of a reward model or judge, or the name of a rule
+    value DOUBLE,                          -- NULL: it could not tell
+    note VARCHAR NOT NULL,                 -- why, or what a judge wrote
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (answer, scorer)
+);
+
 -- views
 
 CREATE OR REPLACE VIEW model_names AS
@@ -393,6 +405,28 @@ LEFT JOIN model_names m ON m.id = a.model
 LEFT JOIN questions q ON q.benchmark = a.benchmark AND q.version = a.version AND q.id = a.question
 ORDER BY a.benchmark, a.version, q.position, a.question, a.turn, model_name, a.model, a.key;
 COMMENT ON VIEW answers_wide IS 'Every answer with its model''s name and what was asked in that turn (prompt), in the benchmark''s order.';
+
+CREATE OR REPLACE VIEW rewards_wide AS
+SELECT
+    a.key AS answer,
+    a.model,
+    a.model_name,
+    a.question AS prompt_id,
+    a.category AS kind,
+    a.prompt,
+    a.text,
+    a.temperature,
+    a.seed,
+    r.scorer,
+    coalesce(s.display, r.scorer) AS scorer_name,
+    r.value,
+    r.note
+FROM answers_wide a
+LEFT JOIN rewards r ON r.answer = a.key
+LEFT JOIN model_names s ON s.id = r.scorer
+WHERE a.benchmark = 'prompts'
+ORDER BY a.question, a.model_name, a.model, a.temperature, a.seed, a.key, scorer_name;
+COMMENT ON VIEW rewards_wide IS 'Every answer that was sampled to train on, and how good each scorer found it (NULL: it could not tell, or was not asked).';
 
 CREATE OR REPLACE VIEW judgments_wide AS
 SELECT

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from evals.records import (
+    PROMPTS,
     Answer,
     AnswerFlag,
     Audit,
@@ -33,6 +34,7 @@ from evals.records import (
     Judgment,
     Model,
     Question,
+    Reward,
     Score,
     Selection,
     TrainingPoint,
@@ -310,6 +312,10 @@ class Ledger:
         """Return the batches that were handed to endpoints."""
         return self._read(Batch, place=place, state=state)
 
+    def rewards(self, *, scorer: str | None = None, answers: Iterable[str] | None = None) -> list[Reward]:
+        """Return how good answers were found, by scorer and by the answers' keys."""
+        return self._read(Reward, among={"answer": answers}, scorer=scorer)
+
     def imported(self, *, kind: str | None = None) -> list[Imported]:
         """Return what imported files held beyond the records made of them."""
         return self._read(Imported, kind=kind)
@@ -321,7 +327,9 @@ class Ledger:
     def benchmarks(self) -> list[tuple[str, str]]:
         """Return (name, version) of every benchmark that has questions or scores here."""
         rows = self.sql(
-            "SELECT benchmark, version FROM questions UNION SELECT benchmark, version FROM scores ORDER BY ALL"
+            "SELECT benchmark, version FROM questions WHERE benchmark <> ? "
+            "UNION SELECT benchmark, version FROM scores ORDER BY ALL",
+            PROMPTS,
         ).fetchall()
         return [(benchmark, version) for benchmark, version in rows]
 

@@ -24,6 +24,7 @@ from evals.records import (
     Message,
     Model,
     Question,
+    Reward,
     Sampling,
     Score,
     Selection,
@@ -48,6 +49,7 @@ Record: TypeAlias = (
     | AnswerFlag
     | Audit
     | Batch
+    | Reward
 )
 
 
@@ -271,6 +273,7 @@ TABLES: Mapping[type[Any], Table] = {
     ),
     Audit: _table(Audit, "audits", key="judge benchmark version measure other", replace=True),
     Batch: _table(Batch, "batches", key="id place", replace=True),
+    Reward: _table(Reward, "rewards", key="answer scorer", replace=True),
 }
 
 ITEMS = _table(ItemScore, "item_scores", order="model, benchmark, version, judge, baseline, metric, question")
