@@ -1,25 +1,20 @@
-"""trl's SFTTrainer with one more term in the loss, and with checkpoints from which a killed training goes on."""
+"""trl's SFTTrainer with one more term in the loss."""
 
 from __future__ import annotations
 
 import inspect
-import math
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion.errors import FusionError
 from fusion.losses import clm_and_fusion_loss
 from fusion.sft import Step
+from fusion.training_resume import watch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion.distill import DistillParams
-
-_WHOLE = "whole"  # a file in a checkpoint that was written to its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,54 +106,8 @@ def make_trainer(
 
     trainer = DistillTrainer(**given)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_watch(trainer, heard, on_step))
+    trainer.add_callback(watch(trainer, heard, on_step, _step))
     return trainer
-
-
-def _watch(trainer: Any, heard: list[DistillStep], on_step: Callable[[DistillStep], None] | None) -> Any:
-    from transformers import TrainerCallback
-
-    class Watch(TrainerCallback):  # type: ignore[misc]
-        """Turns the trainer's log into steps, and keeps one whole checkpoint."""
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            heard[:] = [_step(logs, logs["step"], state.max_steps) for logs in state.log_history if "loss" in logs]
-            if heard:  # trl begins to count anew
-                trainer._total_train_tokens = heard[-1].tokens
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            if state.global_step >= state.max_steps:
-                control.should_save = False  # the result itself is about to be written
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
-            if not logs or "loss" not in logs:
-                return  # the summary at the end
-            step = _step(logs, state.global_step, state.max_steps)
-            if not math.isfinite(step.loss):
-                raise FusionError(
-                    f"the loss is {step.loss} at step {step.step}; lower learning_rate (now {step.learning_rate})"
-                )
-            heard.append(step)
-            if on_step is not None:
-                on_step(step)
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            trainer.accelerator.wait_for_everyone()  # each process writes a part
-            if not state.is_world_process_zero:
-                return
-            newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (newest / _WHOLE).touch()
-            for folder in newest.parent.glob("checkpoint-*"):
-                if folder != newest:
-                    shutil.rmtree(folder)
-
-    return Watch()
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint in ``folder`` that was written to its end."""
-    found = [path.parent for path in folder.glob(f"checkpoint-*/{_WHOLE}")]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def _step(logs: Mapping[str, Any], step: int, total: int) -> DistillStep:

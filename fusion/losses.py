@@ -56,7 +56,7 @@ def fusion_loss(
     rows = mask.reshape(-1).nonzero().squeeze(-1)
     width = ids.size(-1)
     ids, probs = ids.reshape(-1, width)[rows], probs.reshape(-1, width)[rows]
-    entries, normaliser = _entries(logits.reshape(-1, logits.size(-1)), rows, ids.clamp(min=0))
+    entries, normaliser = entries_of(logits.reshape(-1, logits.size(-1)), rows, ids.clamp(min=0))
     each = _distances(
         entries - normaliser.unsqueeze(-1),
         ids >= 0,
@@ -90,7 +90,7 @@ def clm_and_fusion_loss(
     width = ids.size(-1)
     ids, probs = ids.reshape(-1, width)[rows], probs.reshape(-1, width)[rows]
     wanted = torch.cat([ids.clamp(min=0), labels[rows].unsqueeze(-1)], dim=-1)  # (N, K + 1)
-    entries, normaliser = _entries(logits.reshape(-1, logits.size(-1)), rows, wanted)
+    entries, normaliser = entries_of(logits.reshape(-1, logits.size(-1)), rows, wanted)
     log_q = entries - normaliser.unsqueeze(-1)
     each = _distances(
         log_q[:, :width],
@@ -161,7 +161,7 @@ def _distances(log_q: Tensor, there: Tensor, p: Tensor, p_tail: Tensor, *, kind:
     return jsd if outside is None else jsd + outside * (math.log(2) / 2)
 
 
-def _entries(logits: Tensor, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+def entries_of(logits: Tensor, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits[rows] at ``ids`` (N, K), and the logsumexp of each row (N,)."""
     entries, normaliser = _Entries.apply(logits, rows, ids.long())  # type: ignore[no-untyped-call]
     return entries, normaliser

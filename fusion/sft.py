@@ -7,20 +7,24 @@ by trl, which would drop those that are too long without a word.
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import json
 import math
 import re
-import tempfile
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion.checkpoints import Checkpoint, copy_companions, whole_folder
 from fusion.conversations import Conversation, read_conversations
-from fusion.errors import FusionError, RecipeError, need
+from fusion.errors import RecipeError, need
+from fusion.hashes import content_hash
+from fusion.parquet_shards import key_of
 from fusion.quiet import quiet_libraries
+from fusion.training_arguments import as_json, training_arguments, versions
+from fusion.training_resume import claim_work, last_checkpoint, watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,12 +76,15 @@ def fine_tune(
     on_step: Callable[[Step], None] | None,
     recipe: Mapping[str, object],
     card: str,
+    checkpoint_every: int = 100,
 ) -> tuple[Step, ...]:
     """Train ``base`` on the conversations of ``data`` and write the result to ``folder``; return every step.
 
     ``data`` is read by :func:`fusion.conversations.read_conversations`. Training is in float32 on a CPU, and in
     bfloat16 with float32 weights on a GPU. On a CPU the same inputs and thread count give the same bytes. The folder
     also gets training.json: the steps, and how many conversations were cut or left out for their length.
+    Every ``checkpoint_every`` steps (0: never) a checkpoint is kept in ``folder``'s name + ".work", from which a killed
+    training goes on; the result is the same.
     """
     need("trl", "datasets", "accelerate", extra="train")
     conversations = read_conversations(data)
@@ -85,22 +92,36 @@ def fine_tune(
     told = {
         "kind": "sft",
         "params": asdict(params),
-        **{name: importlib.metadata.version(name) for name in ("fuseval", "torch", "transformers", "trl")},
+        **versions(),
         **recipe,
     }
-    recipe_text = _json(told)
+    recipe_text = as_json(told)
     with whole_folder(folder) as work, quiet_libraries():
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(base)
         rows, lengths = _tokenized(conversations, tokenizer, params, data=data, base=base)
-        steps = _train(base, rows, tokenizer, params, on_step=on_step, folder=work)
+        training = folder.with_name(f"{folder.name}.work") / "training"
+        claim_work(training, key_of("sft", asdict(params), content_hash(base), rows, versions()))
+        steps = _train(
+            base,
+            rows,
+            tokenizer,
+            params,
+            on_step=on_step,
+            folder=work,
+            work=training,
+            checkpoint_every=checkpoint_every,
+        )
         copy_companions(base, work, dtype=params.dtype)
         (work / "recipe.json").write_text(recipe_text, encoding="utf-8")
         (work / "README.md").write_text(card, encoding="utf-8")
         (work / "training.json").write_text(
-            _json({**lengths, "steps": [asdict(step) for step in steps]}), encoding="utf-8"
+            as_json({**lengths, "steps": [asdict(step) for step in steps]}), encoding="utf-8"
         )
+    shutil.rmtree(training)
+    with suppress(OSError):  # something else may be kept there
+        training.parent.rmdir()
     return steps
 
 
@@ -144,30 +165,34 @@ def _train(
     *,
     on_step: Callable[[Step], None] | None,
     folder: Path,
+    work: Path,
+    checkpoint_every: int,
 ) -> tuple[Step, ...]:
-    """Train and save the weights into ``folder``."""
+    """Train, going on from what lies in ``work``, and save the weights into ``folder``."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, PrinterCallback
     from trl import SFTTrainer
 
     class SilentTrainer(SFTTrainer):  # type: ignore[misc]
-        """trl's trainer, but it tells nobody that it is used."""
+        """trl's trainer, but it tells nobody that it is used, and writes no model card into its checkpoints."""
 
         def _send_telemetry(self) -> None: ...
 
+        def create_model_card(self, *_: Any, **__: Any) -> None: ...
+
     steps: list[Step] = []
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = SilentTrainer(
-            model=model,
-            args=_arguments(params, scratch),
-            train_dataset=Dataset.from_list(list(rows)),
-            processing_class=tokenizer,
-            callbacks=[_watch(steps, on_step)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+    trainer = SilentTrainer(
+        model=model,
+        args=training_arguments(params, work, checkpoint_every=checkpoint_every),
+        train_dataset=Dataset.from_list(list(rows)),
+        processing_class=tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(watch(trainer, steps, on_step, _step))
+    last = last_checkpoint(work)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
     model.to(getattr(torch, params.dtype)).save_pretrained(folder)
     trainer.accelerator.free_memory()
     del trainer, model
@@ -177,53 +202,8 @@ def _train(
     return tuple(steps)
 
 
-def _arguments(params: SftParams, scratch: str) -> Any:
-    import torch
-    from trl import SFTConfig
-
-    gpu = torch.cuda.is_available()
-    return SFTConfig(
-        output_dir=scratch,
-        learning_rate=params.learning_rate,
-        num_train_epochs=params.epochs,
-        per_device_train_batch_size=params.batch_size,
-        gradient_accumulation_steps=params.gradient_accumulation,
-        max_length=None,  # cut already
-        warmup_steps=params.warmup_ratio,  # below 1 it is a share
-        lr_scheduler_type=params.scheduler,
-        weight_decay=params.weight_decay,
-        seed=params.seed,
-        data_seed=params.seed,
-        gradient_checkpointing=params.gradient_checkpointing,
-        use_cpu=not gpu,
-        bf16=gpu,  # three times slower than float32 on a CPU without AMX
-        dataloader_pin_memory=gpu,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-    )
-
-
-def _watch(steps: list[Step], on_step: Callable[[Step], None] | None) -> Any:
-    from transformers import TrainerCallback
-
-    class Watch(TrainerCallback):  # type: ignore[misc]
-        """Turns the trainer's log into steps."""
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
-            if not logs or "loss" not in logs:
-                return  # the summary at the end
-            rate, seen = logs["learning_rate"], int(logs["num_tokens"])
-            step = Step(state.global_step, state.max_steps, logs["loss"], rate, seen)
-            if not math.isfinite(step.loss):
-                raise FusionError(f"the loss is {step.loss} at step {step.step}; lower learning_rate (now {rate})")
-            steps.append(step)
-            if on_step is not None:
-                on_step(step)
-
-    return Watch()
+def _step(logs: Mapping[str, Any], step: int, total: int) -> Step:
+    return Step(step, total, logs["loss"], logs["learning_rate"], int(logs["num_tokens"]))
 
 
 def _problem(name: str, value: object) -> str | None:
@@ -263,7 +243,3 @@ def _yaml_hint(text: str) -> str:
         return " (written without quotes)"
     mantissa += "" if "." in mantissa else ".0"
     return f" (YAML needs {mantissa}e{exponent if exponent[0] in '+-' else '+' + exponent} for a number)"
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
