@@ -131,6 +131,21 @@ def read_steps(folder: Path) -> tuple[Step, ...]:
     return tuple(Step(**step) for step in training["steps"])
 
 
+def need_template(tokenizer: PreTrainedTokenizerBase, base: Path) -> None:
+    """Raise RecipeError where a model does not say how its chats are written."""
+    if not tokenizer.chat_template:
+        raise RecipeError(f"{base} has no chat template; add a chat_template.jinja to say how its chats are written")
+
+
+def tokens_of(messages: Conversation, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int]:
+    """Return a conversation's tokens by the model's template, and which is the first of its last message."""
+    whole = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=True)["input_ids"]
+    # Some templates write the start of an answer otherwise than the prompt for one: learn from where they part.
+    start = next((i for i, pair in enumerate(zip(prompt, whole, strict=False)) if len(set(pair)) > 1), len(prompt))
+    return whole, start
+
+
 def _tokenized(
     conversations: Sequence[Conversation],
     tokenizer: PreTrainedTokenizerBase,
@@ -140,14 +155,10 @@ def _tokenized(
     base: Path,
 ) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
     """Return input_ids and labels (-100: not in the loss) a conversation, and how many were too long."""
-    if not tokenizer.chat_template:
-        raise RecipeError(f"{base} has no chat template; add a chat_template.jinja to say how its chats are written")
+    need_template(tokenizer, base)
     rows, cut = [], 0
     for messages in conversations:
-        whole = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
-        prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=True)["input_ids"]
-        # Some templates write the start of an answer otherwise than the prompt for one: learn from where they part.
-        start = next((i for i, pair in enumerate(zip(prompt, whole, strict=False)) if len(set(pair)) > 1), len(prompt))
+        whole, start = tokens_of(messages, tokenizer)
         cut += start < params.max_length < len(whole)
         labels = [-100] * start + whole[start:]
         if start < params.max_length:
