@@ -142,9 +142,9 @@ def merge(
     """Merge checkpoints in weight space, and write them with recipe, coefficients and model card."""
     with _errors():
         from fuseval.config import ConfigError
-        from fuseval.experiment import NAME
         from fuseval.merge_file import load_merge
         from fuseval.merging import mean_coefficients, merge_recipe
+        from fuseval.strict import NAME
 
         if output.exists() and not (output.is_dir() and not any(output.iterdir())):
             raise ConfigError(f"{output} is there already: name a new folder with -o, or remove it")

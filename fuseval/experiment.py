@@ -7,20 +7,14 @@ from dataclasses import fields
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from evals.engine import EngineSettings
+from fuseval.strict import Name, Strict
+from fuseval.target import Target
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
-Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
-
-
-class PriceSpec(_Strict):
+class PriceSpec(Strict):
     """What an endpoint charges, in US dollars per million tokens."""
 
     input: Annotated[float, Field(ge=0)]
@@ -29,7 +23,7 @@ class PriceSpec(_Strict):
     batch: Annotated[float, Field(ge=0)] = 0.5  # the factor on all of it in batch mode
 
 
-class Endpoint(_Strict):
+class Endpoint(Strict):
     """A model behind an OpenAI-compatible server."""
 
     model: str  # as the server calls it
@@ -79,7 +73,7 @@ class Endpoint(_Strict):
         return self
 
 
-class ModelSpec(_Strict):
+class ModelSpec(Strict):
     """A model that is there already: exactly one of ``path``, ``hub`` and ``endpoint``.
 
     With ``adapter_of`` it is a LoRA adapter's folder or repository, and the model is that other one with it on.
@@ -104,37 +98,10 @@ class ModelSpec(_Strict):
         return self
 
 
-class Target(_Strict):
-    """A model made by training ``base`` on the conversations in ``data``.
-
-    ``sft`` is supervised fine-tuning; ``explicit`` is FuseChat's explicit fusion, which teaches ``base`` the next-token
-    distributions of the ``sources`` too, whatever their tokenizers.
-    """
-
-    name: Name
-    kind: Literal["sft", "explicit"]
-    base: str
-    sources: list[str] = Field(default_factory=list)  # of explicit
-    data: str  # a file of conversations (fusion.conversations), or hub:ORG/NAME/FILE[@REVISION] of a hub dataset
-    params: dict[str, Any] = Field(default_factory=dict)  # of fusion.sft.SftParams, fusion.explicit.ExplicitParams
-    evaluate: bool = True
-    strip_thinking: bool = False  # as a model's
-
-    @model_validator(mode="after")
-    def _sources_of_explicit(self) -> Target:
-        if self.kind == "explicit" and not self.sources:
-            raise ValueError(f"target {self.name!r} learns from sources: name at least one in sources")
-        if self.kind == "sft" and self.sources:
-            raise ValueError(f"target {self.name!r} is kind: sft, which has no sources: write kind: explicit")
-        if len(set(self.sources)) < len(self.sources) or self.base in self.sources:
-            raise ValueError(f"sources of target {self.name!r} must differ from one another and from the base")
-        return self
-
-
 Layers = Annotated[list[int], Field(min_length=2, max_length=2)]  # the first, and the one after the last
 
 
-class SliceSpec(_Strict):
+class SliceSpec(Strict):
     """Consecutive layers of a merge's result, and the layers of the base and of each source that they are made from."""
 
     base: Layers
@@ -153,7 +120,7 @@ class SliceSpec(_Strict):
         return self
 
 
-class MergeSettings(_Strict):
+class MergeSettings(Strict):
     """How models are merged; see fusion.settings for what a setting may be."""
 
     method: Any  # a key of fusion.methods.METHODS, or a mapping of globs on tensor names to such
@@ -186,14 +153,14 @@ class Merge(MergeSettings):
         return str(self.sources.index(self.tokenizer) + 1) if self.tokenizer in self.sources else self.tokenizer
 
 
-class Fusion(_Strict):
+class Fusion(Strict):
     """What is made before anything is asked: first the targets, then the merges."""
 
     targets: list[Target] = Field(default_factory=list)
     merges: list[Merge] = Field(default_factory=list)
 
 
-class BenchmarkSpec(_Strict):
+class BenchmarkSpec(Strict):
     """A benchmark by name (``starter``, ``arena_hard@v2.0``), or ``limit`` of its questions."""
 
     name: str
@@ -207,7 +174,7 @@ class BenchmarkSpec(_Strict):
         return {"name": given} if isinstance(given, str) else given
 
 
-class JudgeSpec(_Strict):
+class JudgeSpec(Strict):
     """A judge: one of the experiment's models, by name."""
 
     model: str
@@ -216,7 +183,7 @@ class JudgeSpec(_Strict):
     structured: bool = False  # JSON with an explanation and a verdict, where the server can bound replies to that
 
 
-class PanelSpec(_Strict):
+class PanelSpec(Strict):
     """Several judges as one."""
 
     name: Name
@@ -227,7 +194,7 @@ class PanelSpec(_Strict):
     quorum: Annotated[int, Field(ge=1)] | None = None  # verdicts that it takes; None: every judge's
 
 
-class AuditSpec(_Strict):
+class AuditSpec(Strict):
     """What judges are asked besides, so that one can tell how far to trust them: questions of each benchmark."""
 
     controls: Annotated[int, Field(ge=0)] = 0  # a constant answer and another question's answer must lose
@@ -235,7 +202,7 @@ class AuditSpec(_Strict):
     people: str | None = None  # file of people's votes on MT-Bench answers, to hold judges against
 
 
-class SamplingSpec(_Strict):
+class SamplingSpec(Strict):
     """Overrides the benchmarks' own sampling; what is None stays the benchmark's."""
 
     temperature: Annotated[float, Field(ge=0)] | None = None
@@ -246,7 +213,7 @@ class SamplingSpec(_Strict):
     stop: list[str] | None = None
 
 
-class Engine(_Strict):
+class Engine(Strict):
     """The vLLM engine of this machine; see evals.engine.EngineSettings for what each field means."""
 
     max_model_len: Annotated[int, Field(ge=16)] = 4096
@@ -261,7 +228,7 @@ class Engine(_Strict):
         return EngineSettings(**{f.name: getattr(self, f.name) for f in fields(EngineSettings)})
 
 
-class Experiment(_Strict):
+class Experiment(Strict):
     """Everything that `fuseval run` does, in one file."""
 
     name: Name = "experiment"

@@ -17,6 +17,7 @@ from results.evidence import unreadable
 
 if TYPE_CHECKING:
     from fuseval.pipeline import Run
+    from fuseval.sampling import Asker
 
 _AT_ONCE = 1_000  # requests that are stored at a time
 
@@ -91,7 +92,7 @@ def benchmark_requests(run: Run, one: Asked, by: Judge) -> Iterator[JudgeRequest
     return requests(one, by, candidates=run.candidates, ledger=run.ledger)
 
 
-def given_up(run: Run, *, stage: str) -> set[str]:
+def given_up(run: Run | Asker, *, stage: str) -> set[str]:
     """Return the keys of what failed in a way that the very same request will fail again, unless that is wanted."""
     if run.retry_failed:
         return set()

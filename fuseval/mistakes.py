@@ -9,7 +9,7 @@ from pathlib import Path
 from evals.catalog import UnknownBenchmark, find_benchmark
 from fuseval.config import ConfigError, did_you_mean, locate
 from fuseval.experiment import Experiment, Merge, PanelSpec
-from fuseval.training import on_hub, read_params
+from fuseval.training import on_hub, target_params
 
 
 def mistakes(experiment: Experiment, folder: Path) -> Iterator[tuple[str, str]]:
@@ -62,6 +62,8 @@ def _wrong_names(experiment: Experiment) -> Iterator[tuple[str, str]]:
     for i, target in enumerate(experiment.fusion.targets):
         uses.append((f"fusion.targets[{i}].base", target.base, tuple(known)))
         uses += [(f"fusion.targets[{i}].sources[{j}]", s, tuple(known)) for j, s in enumerate(target.sources)]
+        rewards = {"model": target.reward.model, "judge": target.reward.judge}
+        uses += [(f"fusion.targets[{i}].reward.{key}", name, tuple(known)) for key, name in rewards.items() if name]
         yield from _taken(f"fusion.targets[{i}].name", target.name, known)
     for i, merge in enumerate(experiment.fusion.merges):
         uses.append((f"fusion.merges[{i}].base", merge.base, tuple(known)))
@@ -90,7 +92,11 @@ def _wrong_names(experiment: Experiment) -> Iterator[tuple[str, str]]:
             what = "judge" if place.startswith("panels") else "model"
             yield place, f"no {what} is called {name!r} here; there are {there}.{did_you_mean(name, before)}"
     endpoints = {model.name for model in experiment.models if model.endpoint}
+    targets = enumerate(experiment.fusion.targets)
+    sampled = {f"fusion.targets[{i}]" for i, target in targets if target.kind == "implicit"}
     for place, name, _ in uses:
+        if (place.rpartition(".")[0] in sampled and ".sources[" in place) or place.endswith(".reward.judge"):
+            continue  # it is asked, wherever it is
         if (place.startswith("fusion") or place.endswith("adapter_of")) and name in endpoints:
             yield place, f"{name!r} is an endpoint: its weights are not here to be trained or merged"
 
@@ -118,7 +124,7 @@ def _wrong_params(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
     for i, target in enumerate(experiment.fusion.targets):
         try:
-            read_params(target.kind, target.params, f"{target.kind} of {target.name!r}")
+            target_params(target)
         except (FusionError, ValueError, TypeError) as error:
             yield f"fusion.targets[{i}].params", str(error)
 

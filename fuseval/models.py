@@ -10,15 +10,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from evals.keys import content_key
 from evals.records import Coefficient, Model
 from fuseval.config import ConfigError, locate
-from fuseval.experiment import Endpoint, Experiment, Merge, ModelSpec, Target
+from fuseval.experiment import Endpoint, Experiment, Merge, ModelSpec
+from fuseval.target import Target
 from fuseval.training import find_data, target_recipe, train
 from fusion.hashes import content_hash
 from fusion.settings import ordered
+
+if TYPE_CHECKING:
+    from fuseval.sampling import Asker
 
 
 class Watch(Protocol):
@@ -63,7 +67,7 @@ def resolve(experiment: Experiment, *, beside: Path, cache: Path) -> dict[str, C
         found[spec.name] = replace(_existing(spec, found, beside=beside, cache=cache), family=spec.family)
     folder = Path(experiment.checkpoints).expanduser()
     for target in experiment.fusion.targets:
-        found[target.name] = _target(target, found, beside=beside, folder=folder)
+        found[target.name] = _target(target, found, beside=beside, folder=folder, seed=experiment.seed)
     for merge in experiment.fusion.merges:
         found[merge.name] = _merge(merge, found, folder=folder)
     specs: list[ModelSpec | Target | Merge] = [
@@ -90,15 +94,16 @@ def is_at_hand(candidate: Candidate) -> bool:
     return candidate.folder is not None and (candidate.folder.exists() or candidate.gguf is not None)
 
 
-def make(candidate: Candidate, models: Mapping[str, Candidate], *, watch: Watch) -> None:
+def make(candidate: Candidate, models: Mapping[str, Candidate], *, watch: Watch, asker: Asker | None = None) -> None:
     """Make the candidate's weights and those that go into it, where they are missing.
 
-    Raises FusionError. What was made before is never made again; a stopped making leaves nothing under the name.
+    ``asker`` asks the sources of implicit fusions, and must be there for those. Raises FusionError.
+    What was made before is never made again; a stopped making leaves nothing under the name.
     """
     if candidate.folder is None or candidate.folder.exists():
         return
     for name in inputs(candidate, models):
-        make(models[name], models, watch=watch)
+        make(models[name], models, watch=watch, asker=asker)
     if candidate.gguf:
         from fusion.checkpoints import from_gguf
 
@@ -106,7 +111,7 @@ def make(candidate: Candidate, models: Mapping[str, Candidate], *, watch: Watch)
         from_gguf(candidate.gguf, candidate.folder)
         watch(f"convert {candidate.name}", 1, 1)
     elif candidate.target:
-        train(candidate, candidate.target, models, watch=watch)
+        train(candidate, candidate.target, models, watch=watch, asker=asker)
     elif candidate.adapter and candidate.adapter_of:
         from fuseval.merging import lay_over
 
@@ -138,7 +143,8 @@ def merge_coefficients(candidate: Candidate) -> tuple[Coefficient, ...]:
 def inputs(candidate: Candidate, models: Mapping[str, Candidate]) -> tuple[str, ...]:
     """Return the names of the models whose weights it takes to make the candidate's."""
     if candidate.target:
-        return (candidate.target.base, *candidate.target.sources)
+        rewards = filter(None, (candidate.target.reward.model, candidate.target.reward.judge))
+        return tuple(dict.fromkeys([candidate.target.base, *candidate.target.sources, *rewards]))
     if candidate.merge:
         from fuseval.merging import laid_over
 
@@ -198,9 +204,9 @@ def _from_hub(spec: ModelSpec) -> Path:
         ) from error
 
 
-def _target(target: Target, known: Mapping[str, Candidate], *, beside: Path, folder: Path) -> Candidate:
+def _target(target: Target, known: Mapping[str, Candidate], *, beside: Path, folder: Path, seed: int) -> Candidate:
     data = find_data(target.data, beside=beside)
-    recipe = target_recipe(target, known, data=data)
+    recipe = target_recipe(target, known, data=data, seed=seed)
     return Candidate(
         _made(target.name, target.kind, recipe, parent=known[target.base].id, folder=folder), target.evaluate,
         (folder / f"{target.name}-{content_key(recipe)[:8]}").absolute(), target=target, data=data,

@@ -18,9 +18,10 @@ from fuseval.config import ConfigError
 from fuseval.engines import Engines
 from fuseval.experiment import Experiment
 from fuseval.judging import benchmark_requests, given_up, judge_all, wanted
-from fuseval.models import Candidate, Watch, make, merge_coefficients
+from fuseval.models import Candidate, Watch, inputs, make, merge_coefficients
 from fuseval.panels import panel_model
 from fuseval.prices import unpriced
+from fuseval.sampling import Asker
 from fuseval.scoring import score
 from fuseval.training import training_points
 from results.store import Ledger
@@ -115,7 +116,7 @@ def check_means(run: Run) -> None:
     """Raise ConfigError for what is known to be missing now and would stop the run after hours of work."""
     waiting = [c for c in run.candidates if not run.is_answered(c)]
     judges = [judge.candidate for judge in run.judges]
-    asked = {c.name: c for c in (*waiting, *judges)} if waiting else {}
+    asked = {c.name: c for c in (*waiting, *judges, *_sampled(run, waiting))} if waiting else {}
     missing = []
     for c in asked.values():
         if c.endpoint and c.endpoint.api_key_env and not run.engines.environ.get(c.endpoint.api_key_env):
@@ -130,6 +131,17 @@ def check_means(run: Run) -> None:
             missing.append(f"training {', '.join(unmade)} needs {package}: pip install 'fuseval[train]'")
     if missing:
         raise ConfigError("\n".join(missing))
+
+
+def _sampled(run: Run, waiting: Iterable[Candidate]) -> list[Candidate]:
+    """Return the models that are asked in making these: sources and judges of implicit fusions."""
+    found = []
+    for candidate in waiting:
+        names = inputs(candidate, run.models) if candidate.folder and not candidate.folder.exists() else ()
+        if candidate.target and candidate.target.kind == "implicit":
+            found += [run.models[name] for name in names if name != candidate.target.reward.model]
+        found += _sampled(run, [run.models[name] for name in names])
+    return found
 
 
 def check_assets(run: Run) -> None:
@@ -168,8 +180,9 @@ def register(run: Run) -> None:
 def fuse(run: Run, candidates: Iterable[Candidate]) -> None:
     """Make the weights of these candidates, and of what goes into them, where they are missing."""
     run.ledger.add(*(candidate.model for candidate in run.models.values()))
+    asker = Asker(run.ledger, run.engines, run.watch, run.experiment.seed, run.retry_failed)
     for candidate in candidates:
-        make(candidate, run.models, watch=run.watch)
+        make(candidate, run.models, watch=run.watch, asker=asker)
     trained = {point.model for point in run.ledger.training()}
     for candidate in run.models.values():
         if candidate.id not in trained:

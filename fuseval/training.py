@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from evals.records import TrainingPoint
 from fuseval.config import ConfigError, did_you_mean, locate
-from fuseval.experiment import Target
+from fuseval.target import Target
 
 if TYPE_CHECKING:
     from fuseval.models import Candidate, Watch
+    from fuseval.sampling import Asker
     from fusion.explicit import Progress
 
 _HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^@]+?)(?:@(?P<revision>[\w./-]+))?")
@@ -55,6 +56,10 @@ def read_params(kind: str, given: Mapping[str, Any], what: str) -> Any:
         from fusion.explicit import ExplicitParams
 
         return _record(ExplicitParams, given, what)
+    if kind == "implicit":
+        from fusion.implicit import ImplicitParams
+
+        return _record(ImplicitParams, given, what)
     from fusion.sft import SftParams
 
     return _record(SftParams, given, what)
@@ -74,21 +79,45 @@ def _record(kind: type[Any], given: Mapping[str, Any], what: str) -> Any:
     return kind(**values)
 
 
-def target_recipe(target: Target, known: Mapping[str, Candidate], *, data: Path) -> dict[str, object]:
-    """Return what a target's identity is made of."""
+def target_params(target: Target) -> Any:
+    """Return a target's params as :func:`read_params` does.
+
+    Where correctness alone is the reward, every gap between a right and a wrong response is 1, and none is filtered
+    unless the target says otherwise.
+    """
+    given: dict[str, Any] = dict(target.params)
+    if target.kind == "implicit" and not (target.reward.model or target.reward.judge):
+        data = given.get("data", {})
+        given["data"] = {"gap_kinds": [], **data} if isinstance(data, Mapping) else data
+    return read_params(target.kind, given, f"{target.kind} of {target.name!r}")
+
+
+def target_recipe(target: Target, known: Mapping[str, Candidate], *, data: Path, seed: int) -> dict[str, object]:
+    """Return what a target's identity is made of; ``seed`` is the experiment's."""
     recipe: dict[str, object] = {
         "kind": target.kind,
         "base": known[target.base].id,
         "data": hashlib.sha256(data.read_bytes()).hexdigest(),
-        "params": asdict(read_params(target.kind, target.params, f"{target.kind} of {target.name!r}")),
+        "params": asdict(target_params(target)),
     }
+    if target.kind == "implicit":
+        from fuseval.implicit import implicit_recipe
+
+        recipe |= implicit_recipe(target, known, seed=seed)
     return recipe | ({"sources": [known[source].id for source in target.sources]} if target.sources else {})
 
 
-def train(candidate: Candidate, target: Target, models: Mapping[str, Candidate], *, watch: Watch) -> None:
-    """Make a target's weights; those of its base and sources are there."""
+def train(
+    candidate: Candidate, target: Target, models: Mapping[str, Candidate], *, watch: Watch, asker: Asker | None
+) -> None:
+    """Make a target's weights; those of its base and sources are there. ``asker`` asks models, as implicit needs."""
     recipe = {**json.loads(candidate.model.recipe), "name": candidate.name, "base_name": target.base}
-    if target.kind == "explicit":
+    if target.kind == "implicit":
+        from fuseval.implicit import fuse_implicit
+
+        assert asker is not None
+        fuse_implicit(candidate, target, models, asker=asker, params=target_params(target), recipe=recipe)
+    elif target.kind == "explicit":
         _explicit(candidate, target, models, watch=watch, recipe=recipe)
     else:
         _sft(candidate, target, models, watch=watch, recipe=recipe)
@@ -172,7 +201,7 @@ def _explicit_parts(
         "base": base.folder,
         "sources": {name: folder for name, folder in sources.items() if folder is not None},
         "data": data,
-        "params": read_params("explicit", target.params, f"explicit of {target.name!r}"),
+        "params": target_params(target),
         "watch": heard,
         "title": base.name,
         "cache": candidate.folder.with_name(".fusion"),  # of all targets here: a model is asked once about a text
@@ -190,6 +219,19 @@ def training_points(candidate: Candidate) -> tuple[TrainingPoint, ...]:
             TrainingPoint(candidate.id, s.step, s.loss, s.learning_rate, s.tokens, _terms(clm=s.clm, fusion=s.fusion))
             for s in read_fused(candidate.folder)
         )
+    if candidate.target.kind == "implicit":
+        from fusion.prefer import PreferStep
+        from fusion.prefer import read_steps as read_preferred
+        from fusion.sft import Step
+
+        own = [field.name for field in fields(PreferStep) if field.name not in {f.name for f in fields(Step)}]
+        return tuple(
+            TrainingPoint(
+                candidate.id, s.step, s.loss, s.learning_rate, s.tokens,
+                _terms(**{name: getattr(s, name) for name in own}),
+            )
+            for s in read_preferred(candidate.folder)
+        )  # fmt: skip
     from fusion.sft import read_steps
 
     steps = read_steps(candidate.folder)
