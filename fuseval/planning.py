@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 from evals.answer import asks
 from evals.chat import FAILURES
 from evals.prices import Price, token_cost
-from evals.records import JudgeRequest
+from evals.records import PROMPTS, JudgeRequest
 from fuseval.asking import Asked, Judge, is_shown_unanswered
 from fuseval.config import ConfigError
 from fuseval.estimate import Asked as Priced
 from fuseval.estimate import Estimate, Tokens, Usual, described, estimate, timed, tokenizer_for, total
 from fuseval.judging import given_up, wanted
 from fuseval.models import inputs, is_at_hand, make
+from fuseval.rewarding import rating_request
+from fuseval.sampling import draws, unasked
 from fuseval.training import plan_target
+from fusion.prompts import read_tasks
 from results.evidence import usual_answer, usual_judgment
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ def plan(run: Run) -> list[dict[str, object]]:
     for candidate in run.candidates:
         made = candidate.folder is None or candidate.folder.exists()
         if not made and not run.is_answered(candidate):
+            steps += _samples(run, candidate)
             steps.append(_Step("make", candidate.name, candidate.model.kind, 1))
         steps += [_answers(run, candidate, one) for one in run.asked]
     steps += [_judgments(run, judge, one) for judge in run.judges for one in run.asked]
@@ -90,6 +94,35 @@ def _row(step: _Step) -> dict[str, object]:
     told = described(step.takes) if step.takes else dict.fromkeys(described(_NOTHING), "")
     told.pop("requests")  # which is what is missing
     return {"stage": step.stage, "model": step.model, "of": step.of, "missing": step.missing, **told}
+
+
+def _samples(run: Run, candidate: Candidate) -> Iterator[_Step]:
+    """Yield what the sources of a target of kind implicit are still asked, and its judge at most.
+
+    What the target itself is asked once it is fine-tuned, as wrpo does, costs no money and is left out.
+    """
+    if candidate.target is None or candidate.target.kind != "implicit":
+        return
+    tasks = read_tasks(candidate.data) if candidate.data else []
+    skipped, total = given_up(run, stage="answer"), 0
+    for draw in draws(candidate.target, run.models, seed=run.experiment.seed):
+        missing = [ask for ask in unasked(draw, [task.prompt for task in tasks], run.ledger) if ask.key not in skipped]
+        usual = _usual(usual_answer(run.ledger, model=draw.candidate.id, benchmark=PROMPTS))
+        takes = _estimate(run, draw.candidate, missing, usual, about=False)
+        total += draw.samples * len(tasks)
+        yield _Step("sample", draw.title, candidate.name, len(missing), takes)
+    if judge := candidate.target.reward.judge:
+        most = max(draw.sampling.max_tokens for draw in draws(candidate.target, run.models, seed=run.experiment.seed))
+        by = run.models[judge]
+        rated = len(run.ledger.rewards(scorer=by.id))
+        asked = [rating_request(task, by) for task in tasks for _ in range(total // max(1, len(tasks)))]
+        takes = _estimate(run, by, asked[: max(0, total - rated)], None, about=True)
+        price = run.engines.price(by)
+        if takes.dollars and price:  # at most, for the responses that they are shown
+            low, high = takes.dollars
+            shown = most * max(0, total - rated)
+            takes = replace(takes, dollars=(low, high + token_cost(price, shown, 0, batch=_batch(by))))
+        yield _Step("rate", by.name, candidate.name, max(0, total - rated), takes)
 
 
 def _answers(run: Run, candidate: Candidate, one: Asked) -> _Step:

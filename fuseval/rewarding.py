@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from evals.benchmark import judge_request
+from evals.benchmark import judge_request, published_answer
 from evals.budget import usd
 from evals.keys import content_key
 from evals.records import Answer, Judgment, Message, Reward, Sampling
@@ -157,7 +157,7 @@ def _by_model(sampled: Sequence[Sampled], by: Candidate, spec: RewardSpec, asker
 
 def _by_judge(sampled: Sequence[Sampled], by: Candidate, asker: Asker) -> dict[str, float | None]:
     """Return the judge's ratings by the answers' keys, 1 as 0 and 10 as 1; each judgment is stored as it comes."""
-    requests = {s.answer.key: _request(s, by) for s in sampled}
+    requests = {s.answer.key: rating_request(s.task, by, s.answer) for s in sampled}
     asker.ledger.add(*requests.values())
     keys = {request.judgment for request in requests.values()}
     left = keys - asker.ledger.have("judgments", keys) - given_up(asker, stage="judge")
@@ -182,11 +182,14 @@ def _by_judge(sampled: Sequence[Sampled], by: Candidate, asker: Asker) -> dict[s
     return rewards
 
 
-def _request(s: Sampled, by: Candidate) -> JudgeRequest:
-    said = {message["role"]: message["content"] for message in s.task.prompt.messages}
+def rating_request(task: Task, by: Candidate, answer: Answer | None = None) -> JudgeRequest:
+    """Return what a judge is asked about a response; without one, as long as that is without it."""
+    said = {message["role"]: message["content"] for message in task.prompt.messages}
     system = f"[What the assistant was told beforehand]\n{said['system']}\n\n" if "system" in said else ""
-    text = _ASKED.format(system=system, user=said["user"], response=s.answer.text)
+    text = _ASKED.format(system=system, user=said["user"], response=answer.text if answer else "")
+    question = question_of(task.prompt)
+    shown = answer or published_answer(question, model="", turn=1, text="")
     return judge_request(
-        question_of(s.task.prompt), judge=by.id, answers=[s.answer], order="single",
+        question, judge=by.id, answers=[shown], order="single",
         messages=[Message("user", text)], sampling=_JUDGED, reply="rating",
     )  # fmt: skip

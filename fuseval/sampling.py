@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from evals.answer import answer, stored_answers
+from evals.answer import Ask, answer, asks, stored_answers
 from evals.budget import usd
 from evals.keys import content_key
 from evals.records import PROMPTS, Answer, Question, Sampling
@@ -16,10 +16,9 @@ from fuseval.target import SELF, DrawSpec, Target
 from judges.self_preference import family
 
 if TYPE_CHECKING:
-    from fusion.preference_records import Prompt
-
     from fuseval.engines import Engines
     from fuseval.models import Candidate, Watch
+    from fusion.preference_records import Prompt
     from results.store import Ledger
 
 PUBLISHED = Sampling(temperature=0.8, top_p=0.95)
@@ -77,6 +76,16 @@ def question_of(prompt: Prompt) -> Question:
     said = {message["role"]: message["content"] for message in prompt.messages}
     system, user = said.get("system"), said["user"]
     return Question(PROMPTS, _VERSION, content_key(system, user), prompt.kind, (user,), system)
+
+
+def unasked(of: Draw, prompts: Sequence[Prompt], ledger: Ledger) -> Iterator[Ask]:
+    """Yield what a source is still to be asked."""
+    questions = list({q.id: q for q in map(question_of, prompts)}.values())
+    for number in range(of.samples):
+        sampling = replace(of.sampling, seed=of.sampling.seed + number)
+        wanted = {ask.key: ask for ask in asks(questions, identity=of.candidate.id, sampling=lambda _, s=sampling: s)}  # type: ignore[misc]
+        there = stored(ledger)(list(wanted))
+        yield from (ask for key, ask in wanted.items() if key not in there)
 
 
 def sample(of: Draw, prompts: Sequence[Prompt], asker: Asker) -> dict[str, list[Answer]]:

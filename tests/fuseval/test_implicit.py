@@ -118,6 +118,17 @@ def test_wrong_names_and_prompts_are_said_before_anything_is_asked(tmp_path, bas
         assert not server.bodies
 
 
+def test_a_dry_run_counts_what_sources_and_the_judge_are_still_asked(tmp_path, base):
+    with FakeServer(script=sums) as server:
+        folder = write(tmp_path / "here", base, server.base_url, reward={"judge": "gemma"})
+        with contextlib.chdir(folder):
+            done = CliRunner().invoke(app, ["run", "fuse.yaml", "--dry-run", "--json"])
+        assert done.exit_code == 0, done.stderr
+        rows = {(row["stage"], row["model"]): row["missing"] for row in json.loads(done.stdout)}
+        assert rows["sample", "gemma"] == rows["sample", "qwen"] == 100 and rows["rate", "gemma"] == 200
+        assert not server.bodies
+
+
 def kill_at(folder: Path, stage: str, *, after: float) -> None:
     """Start the command, and kill it so many seconds after a stage began."""
     command = [sys.executable, "-m", "fuseval", "fuse", "fuse.yaml"]
