@@ -16,10 +16,9 @@ from fuseval.target import Target
 from fusion.hashes import content_hash
 
 if TYPE_CHECKING:
-    from fusion.preference_records import Response
-
     from fuseval.models import Candidate
     from fusion.implicit import Progress
+    from fusion.preference_records import Response
     from fusion.prompts import Task
 
 _SHOWN = {"sft": "fine-tune", "preference": "train"}
