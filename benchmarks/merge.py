@@ -203,22 +203,28 @@ def floor(output: Path, folders: list[Path]) -> None:
 
 
 def table(taken: dict[tuple[int, str, str], list[Cost | None]]) -> Iterator[str]:
-    """Yield the Markdown lines: medians, and how many times mergekit's time or the floor's that is."""
+    """Yield the Markdown lines: medians, and how many times mergekit's time or the floor's that is.
+
+    With several numbers of cores, also how many times as fast it is as with the fewest.
+    """
     costs = {key: typical(several) for key, several in taken.items()}
     heads = "cores|job|tool|wall s|CPU s|peak RSS MB|anon MB|read GB|written GB|CPU/mergekit|wall/mergekit|wall/floor"
+    heads += "|speed-up over the fewest cores"
     yield f"|{heads}|"
     yield "|---" * (heads.count("|") + 1) + "|"
     for (cores, job, tool), cost in costs.items():
         if cost is None:
-            yield f"| {cores} | {job} | {tool} | failed |" + " |" * 8
+            yield f"| {cores} | {job} | {tool} | failed |" + " |" * 9
             continue
         times = len(GRID) if job == "grid" else 1
         theirs = costs.get((cores, "sce" if job in OURS_ALONE else job, "mergekit"))
         least = costs.get((cores, "floor", "floor"))
+        alone = costs.get((min(cores for cores, _, _ in costs), job, tool))
         ratios = (
             f"{cost.cpu / (theirs.cpu * times):.3f}" if theirs else "",
             f"{cost.wall / (theirs.wall * times):.3f}" if theirs else "",
             f"{cost.wall / least.wall:.1f}" if least and job != START else "",
+            f"{alone.wall / cost.wall:.2f}" if alone and alone is not cost else "",
         )
         figures = (f"{cost.wall:.2f}", f"{cost.cpu:.2f}", f"{cost.rss:.0f}", f"{cost.anon:.0f}")
         moved = (f"{cost.read:.2f}", f"{cost.written:.2f}")

@@ -12,11 +12,11 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fusion.blocks import Group, NotFinite, block_size, same
-from fusion.memory import fresh
+from fusion.blocks import Group, NotFinite, arithmetic, same
 from fusion.params import Part, Scale, Switch, Tell, Weights, per_source, shares_of, silent
 
 _PARALLEL = 0.9995  # above this |cos|, mergekit's slerp interpolates linearly
@@ -195,20 +195,14 @@ def _check(tuned: Sequence[Tensor]) -> None:
 
 def _weighted(base: Tensor, tuned: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Return Σₖ wₖ θₖ, without a look at θ₀."""
-    flat, numel = [source.detach().reshape(-1) for source in tuned], base.numel()
-    merged = fresh(base)
-    size = max(1, min(numel, block_size(base.device)))
-    total, value = torch.empty(size, device=base.device), torch.empty(size, device=base.device)
-    for first in range(0, numel, size):
-        place = slice(first, min(first + size, numel))
-        total, value = total[: place.stop - first], value[: place.stop - first]
-        total.copy_(flat[0][place]).mul_(weights[0])
-        for source, weight in zip(flat[1:], weights[1:], strict=True):
-            total.add_(value.copy_(source[place], non_blocking=True), alpha=weight)
-        if not math.isfinite(total.sum().item()):  # one look for all: a NaN or infinity stays one, times 0 as well
-            _check([source[place] for source in flat])
-        merged[place].copy_(total)
-    return merged.view(base.shape)
+    group, given = Group(base, tuned), np.array(weights, np.float32)
+    for place, _, sources in group.stretches():
+        out = group.merged[place] if group.rounds else torch.empty(sources[0].shape, device=base.device)
+        if not arithmetic(base.device).weighted(sources, given, out):
+            _check([source[place] for source in group.tuned])
+        if not group.rounds:
+            group.put(place, out)
+    return group.result()
 
 
 def _moved(group: Group, weights: Sequence[float]) -> Tensor:

@@ -19,6 +19,7 @@ from fusion.memory import fresh
 
 _CPU_BLOCK = 1 << 17  # elements: 512 KiB in float32; smaller ones pay for each call, larger ones leave the cache
 _GPU_BLOCK = 1 << 26
+_STRETCH = 1 << 20  # elements that one compiled pass goes over, itself in parts; each such call makes threads wait
 SAMPLE = 1 << 16  # elements that tell roughly where a threshold lies
 
 Block = tuple[slice, Tensor, Tensor]
@@ -47,15 +48,16 @@ def block_size(device: torch.device) -> int:
 class Group:
     """θ₀ and the θₖ of one tensor, flat; ``merged`` holds the results that were put.
 
-    A block holds whole rows of ``row`` elements.
+    A block holds whole rows of ``row`` elements. ``number`` is that of the first source, for errors.
     """
 
-    def __init__(self, base: Tensor, tuned: Sequence[Tensor], *, row: int = 1) -> None:
+    def __init__(self, base: Tensor, tuned: Sequence[Tensor], *, row: int = 1, number: int = 0) -> None:
         self.shape, self.device = base.shape, base.device
         self.base, self.tuned = base.detach().reshape(-1), [source.detach().reshape(-1) for source in tuned]
         self.numel = self.base.numel()
         most = block_size(self.device)
         self._size = min(self.numel, max(row, most // row * row))
+        self._number = number
         self._merged: Tensor | None = None
 
     @property
@@ -96,19 +98,42 @@ class Group:
             yield slice(first, first + length), values[0], values[1:]
             first += length
 
+    def stretches(self) -> Iterator[tuple[slice, Tensor, list[Tensor]]]:
+        """Yield the place and the stored numbers of each stretch, for a pass of ``arithmetic``; of a GPU, a block.
+
+        Those of a dtype that compiled code does not know are in float32.
+        """
+        size = _STRETCH if self.device.type == "cpu" else _GPU_BLOCK
+        for first in range(0, self.numel, size):
+            place = slice(first, min(first + size, self.numel))
+            base, *tuned = (_known(tensor[place]) for tensor in (self.base, *self.tuned))
+            yield place, base, tuned
+
+    def check(self, place: slice) -> None:
+        """Raise NotFinite if a number of a stretch, or a difference, is not finite."""
+        values = torch.empty(1 + len(self.tuned), place.stop - place.start, device=self.device)
+        arithmetic(self.device).differences(self.base[place], [source[place] for source in self.tuned], values)
+        self._check(values)
+
     def put(self, place: slice, values: Tensor) -> None:
         """Store a block of results, rounded to the base's dtype."""
         self.merged[place].copy_(values)
 
-    def into(self, place: slice, otherwise: Tensor) -> Tensor:
-        """Return where a block's results can be written and rounded at once, or ``otherwise``, to be put then."""
-        return self.merged[place] if self.base.dtype in (torch.float32, torch.bfloat16) else otherwise
+    @property
+    def rounds(self) -> bool:
+        """Whether a pass can round to the results' dtype itself, or has its float32 put afterwards."""
+        return self.base.dtype in (torch.float32, torch.bfloat16)
+
+    def only(self, source: int) -> Group:
+        """Return the group of the base and one source."""
+        return Group(self.base, [self.tuned[source]], number=source)
 
     def at(self, index: Tensor) -> Group:
         """Return the group of the elements at ``index``."""
-        return Group(
-            self.base.index_select(0, index), [source.index_select(0, index.to(source.device)) for source in self.tuned]
-        )
+        base, *tuned = (tensor.new_empty(index.numel()) for tensor in (self.base, *self.tuned))
+        for tensor, out in zip((self.base, *self.tuned), (base, *tuned), strict=True):
+            arithmetic(self.device).gather(bits(tensor), index.to(tensor.device), bits(out))
+        return Group(base, tuned, number=self._number)
 
     def sample(self) -> Group:
         """Return a group of some elements, for a guess at thresholds."""
@@ -118,7 +143,16 @@ class Group:
     def _check(self, values: Tensor) -> None:
         for source, row in enumerate(values):
             if not row.isfinite().all():
-                raise NotFinite(source - 1 if source else None)
+                raise NotFinite(self._number + source - 1 if source else None)
+
+
+def _known(tensor: Tensor) -> Tensor:
+    return tensor if tensor.device.type != "cpu" or tensor.dtype in (torch.float32, torch.bfloat16) else tensor.float()
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """Return a tensor's bits as whole numbers, for what only moves them."""
+    return tensor.view({8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}[tensor.element_size()])
 
 
 def same(one: Tensor, other: Tensor) -> bool:

@@ -62,9 +62,11 @@ class Checkpoint:
         from safetensors import safe_open
 
         file = self.file(name).name
-        if file not in self._open:
-            self._open[file] = safe_open(self.folder / file, framework="pt")
-        tensor: Tensor = self._open[file].get_tensor(name)
+        if (opened := self._open.get(file)) is None:
+            opened = safe_open(self.folder / file, framework="pt")
+            # Only the last two stay mapped, besides what someone has tensors of.
+            self._open = dict([*self._open.items(), (file, opened)][-2:])
+        tensor: Tensor = opened.get_tensor(name)
         return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:

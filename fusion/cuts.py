@@ -6,9 +6,9 @@ A sample tells between which two values a threshold surely lies, so that one pas
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ from fusion.blocks import SAMPLE, Group, arithmetic
 _MORE = 0.03  # the share of elements that lie between what a sample shows and what it surely shows
 _SURE = 6.0  # standard deviations of the sample's rank; outside them the pass is made again
 
-Values = Callable[[Tensor, Tensor], Sequence[Tensor]]
-"""From a block of the base and of the deltas to what elements are ranked by: a block for each ranking, ≥ 0."""
+Ranking = Literal["variance", "magnitude"]
+"""By what elements are ranked: the variance of the deltas, or the magnitude of the one delta."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,45 +38,38 @@ def count(share: float, numel: int) -> int:
     return min(numel, math.floor(share * numel * (1 + 1e-12)))
 
 
-def cuts(
-    group: Group, values: Values, shares: Sequence[Sequence[float]], *, of_nonzero: bool = False
-) -> list[list[Cut]]:
-    """Return where the largest ``shares`` of every ranking end: for ranking r and each s in shares[r], a Cut.
+def cuts(group: Group, by: Ranking, shares: Sequence[float], *, of_nonzero: bool = False) -> list[Cut]:
+    """Return where the largest ``shares`` of a ranking end.
 
     A share is of all elements, or of those whose value is not 0. Exact, from one pass over the group: a sample tells
     between which two values a threshold surely lies, the pass counts those above and keeps those between, and among
     them the threshold is found.
     """
-    spans = [_Spans(each) for each in _guess(group, values, shares, of_nonzero=of_nonzero)]
-    numel = [0 if of_nonzero else group.numel] * len(shares)
-    for _, start, deltas in group.blocks():
-        for r, block in enumerate(values(start, deltas)):
-            numel[r] += arithmetic(group.device).nonzero(block) if of_nonzero else 0
-            spans[r].add(block)
-    found = []
-    for r, given in enumerate(shares):
-        wanted = [count(share, numel[r]) for share in given]
-        each = zip(wanted, spans[r].cuts(wanted), strict=True)
-        found.append([replace(cut or _whole(group, values, r, want), taken=want) for want, cut in each])
-    return found
+    spans = _Spans(_guess(group, by, shares, of_nonzero=of_nonzero))
+    nonzero = spans.count(group, by)
+    wanted = [count(share, nonzero if of_nonzero else group.numel) for share in shares]
+    each = zip(wanted, spans.cuts(wanted), strict=True)
+    return [replace(cut or _whole(group, by, want), taken=want) for want, cut in each]
 
 
-def top(group: Group, values: Values, shares: Sequence[float], *, of_nonzero: bool = False) -> tuple[Tensor, list[int]]:
-    """Return the flat indices, ascending, of the largest share of the values, and how many elements each share is.
+def top(group: Group, by: Ranking, shares: Sequence[float], *, of_nonzero: bool = False) -> tuple[Tensor, list[int]]:
+    """Return the flat indices, ascending, of the largest share of a ranking, and how many elements each share is.
 
     Of equal values the lowest index goes first. A share is of all elements, or of those whose value is not 0.
     """
-    low = min(low for low, _ in _guess(group, values, [shares], of_nonzero=of_nonzero)[0])
+    low = min(low for low, _ in _guess(group, by, shares, of_nonzero=of_nonzero))
     zeros = count(max(shares), group.numel)  # no more than these can be among the chosen
     while True:
         nonzero, found = 0, _Found(group, max(shares))
-        for place, start, deltas in group.blocks():
-            [block] = values(start, deltas)
-            nonzero += arithmetic(group.device).nonzero(block) if of_nonzero else 0
-            places = _at_least(block, low, zeros=zeros)
-            part = block.index_select(0, places)
-            zeros -= int((part == 0).sum()) if low <= 0 else 0
-            found.add(places.add_(place.start), part)
+        for place, base, tuned in group.stretches():
+            index, values = found.room(base.numel())
+            candidates = arithmetic(group.device).candidates
+            finite, some, size = candidates(base, tuned, by == "variance", low, zeros, index, values)
+            if not finite:
+                group.check(place)
+            nonzero += some
+            zeros -= int((values[:size] == 0).sum()) if low <= 0 else 0
+            found.add(index[:size].add_(place.start), values[:size])
         wanted = [count(share, nonzero if of_nonzero else group.numel) for share in shares]
         if found.size >= max(wanted):
             return found.largest(max(wanted)), wanted
@@ -91,7 +84,14 @@ class _Found:
         room = min(group.numel, math.ceil((share + _MORE) * group.numel))
         self._index = torch.empty(room, dtype=narrow, device=group.device)
         self._values = torch.empty(room, device=group.device)
+        self._index_room, self._values_room = self._index.new_empty(0), self._values.new_empty(0)
         self.size = 0
+
+    def room(self, size: int) -> tuple[Tensor, Tensor]:
+        """Return where the next that may be added can be written, a place and a value each, until asked again."""
+        if self._values_room.numel() < size:
+            self._index_room, self._values_room = self._index.new_empty(size), self._values.new_empty(size)
+        return self._index_room[:size], self._values_room[:size]
 
     def add(self, index: Tensor, values: Tensor) -> None:
         """Append some."""
@@ -107,8 +107,13 @@ class _Found:
     def largest(self, want: int) -> Tensor:
         """Return where the ``want`` largest are, of equal ones the first; nothing can be added afterwards."""
         index, values = self._index[: self.size], self._values[: self.size]
-        del self._index, self._values
-        return _compressed(index, _taken(values, want))
+        del self._index, self._values, self._index_room, self._values_room
+        if want == 0:
+            return index[:0]
+        threshold = _kth_largest(values, want)
+        chosen = index.new_empty(want)
+        arithmetic(values.device).largest(values, index, threshold, chosen)
+        return chosen
 
 
 class Ladder:
@@ -136,22 +141,18 @@ class Ladder:
         arithmetic(values.device).levels(values, self._thresholds, self._ties, out)
 
 
-def _guess(
-    group: Group, values: Values, shares: Sequence[Sequence[float]], *, of_nonzero: bool
-) -> list[list[tuple[float, float]]]:
-    """Return, for ranking r and each s in shares[r], two values between which the threshold surely lies."""
+def _guess(group: Group, by: Ranking, shares: Sequence[float], *, of_nonzero: bool) -> list[tuple[float, float]]:
+    """Return, for each share, two values between which the threshold surely lies."""
     if group.numel <= 4 * SAMPLE:
-        return [[(-math.inf, math.inf) for _ in given] for given in shares]
-    ranked: list[list[Tensor]] = [[] for _ in shares]
-    for _, start, deltas in group.sample().blocks():
-        for so_far, block in zip(ranked, values(start, deltas), strict=True):
-            so_far.append(block.clone())
-    found = []
-    for blocks, given in zip(ranked, shares, strict=True):
-        sample = np.sort(torch.cat(blocks).cpu().numpy())[::-1]
-        part = float(np.count_nonzero(sample)) / len(sample) if of_nonzero else 1.0
-        found.append([_between(sample, share * part) for share in given])
-    return found
+        return [(-math.inf, math.inf) for _ in shares]
+    sampled = group.sample()
+    ranked = torch.empty(sampled.numel, device=group.device)
+    for place, base, tuned in sampled.stretches():
+        if not arithmetic(group.device).ranked(base, tuned, by == "variance", ranked[place]):
+            sampled.check(place)
+    sample = np.sort(ranked.cpu().numpy())[::-1]
+    part = float(np.count_nonzero(sample)) / len(sample) if of_nonzero else 1.0
+    return [_between(sample, share * part) for share in shares]
 
 
 def _between(ranked: NDArray[np.float32], share: float) -> tuple[float, float]:
@@ -162,20 +163,6 @@ def _between(ranked: NDArray[np.float32], share: float) -> tuple[float, float]:
     high = float(ranked[first]) if first >= 0 else math.inf
     low = float(ranked[last]) if last < size else -math.inf
     return low, high
-
-
-def _at_least(block: Tensor, low: float, *, zeros: int) -> Tensor:
-    """Return where values ≥ ``low`` are; of zeros, which may be most of them, only the first."""
-    values: Any = block.numpy() if block.device.type == "cpu" else block
-    if low > 0:
-        return _places(values >= low)
-    found, none = _places(values > 0), _places(values == 0)[:zeros]
-    return torch.cat([found, none]).sort().values if none.numel() else found
-
-
-def _places(mask: Any) -> Tensor:
-    """Return where a mask of numpy or torch is true."""
-    return mask.nonzero().squeeze(1) if isinstance(mask, Tensor) else torch.from_numpy(np.flatnonzero(mask))
 
 
 class _Spans:
@@ -189,12 +176,19 @@ class _Spans:
         self._counts = np.zeros((len(ends), 3), np.int64)
         self._between: list[Tensor] = []
 
-    def add(self, block: Tensor) -> None:
-        """Count a block of values."""
-        if len(self._ends):
-            between = torch.empty_like(block)
-            kept = arithmetic(block.device).spans(block, self._ends, self._counts, between)
+    def count(self, group: Group, by: Ranking) -> int:
+        """Go over a group, and return how many of its values are not 0."""
+        nonzero, between = 0, torch.empty(0, device=group.device)
+        for place, base, tuned in group.stretches():
+            if between.numel() < base.numel():
+                between = between.new_empty(base.numel())
+            spans = arithmetic(group.device).spans
+            finite, some, kept = spans(base, tuned, by == "variance", self._ends, self._counts, between[: base.numel()])
+            if not finite:
+                group.check(place)
+            nonzero += some
             self._between.append(between[:kept].clone())
+        return nonzero
 
     def cuts(self, wanted: Sequence[int]) -> list[Cut | None]:
         """Return, for each span, the cut that takes the wanted number of largest; None if it does not lie there."""
@@ -237,31 +231,13 @@ def _cut(threshold: float, ties: int, tied: int) -> Cut:
     return Cut(threshold, ties)
 
 
-def _whole(group: Group, values: Values, ranking: int, want: int) -> Cut:
+def _whole(group: Group, by: Ranking, want: int) -> Cut:
     """Return a cut from all values of a ranking: the sample was misleading, as once in many millions."""
     spans = _Spans([(-math.inf, math.inf)])
-    for _, start, deltas in group.blocks():
-        spans.add(values(start, deltas)[ranking])
+    spans.count(group, by)
     [found] = spans.cuts([want])
     assert found is not None
     return found
-
-
-def _taken(values: Tensor, want: int) -> Tensor:
-    """Return where the ``want`` largest values are, as a mask; of equal ones the first."""
-    if want == 0:
-        return torch.zeros_like(values, dtype=torch.bool)
-    threshold = _kth_largest(values, want)
-    chosen = values > threshold
-    ties = (values == threshold).nonzero().squeeze(1)
-    chosen[ties[: want - int(chosen.sum())]] = True
-    return chosen
-
-
-def _compressed(index: Tensor, mask: Tensor) -> Tensor:
-    if index.device.type == "cpu":  # torch would make the mask a list of 64-bit indices first
-        return torch.from_numpy(index.numpy()[mask.numpy()])
-    return index[mask]
 
 
 def _kth_largest(values: Tensor, k: int) -> float:

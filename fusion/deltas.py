@@ -22,10 +22,11 @@ from torch import Tensor
 
 from fusion.blocks import Group
 from fusion.cuts import Cut, count, cuts
-from fusion.drop import ONE, Drop, Keep, keep_by_rank, l1_factors, rounded, seed_of
+from fusion.drop import keep_by_rank, l1_factors, rounded, seed_of
 from fusion.errors import RecipeError
-from fusion.mix import Band, Mix, Thin, Trim, merged
+from fusion.mix import Mix, merged
 from fusion.params import Parts, Scale, Shares, Switch, Tell, Weights, per_source, silent
+from fusion.thinning import CHANCES, Band, Drop, Keep
 
 Rescale = Literal["paper", "l1", "none"]
 
@@ -244,12 +245,7 @@ def _ranked(
     if group.unchanged():
         return [base.clone() for _ in ranges]
     ends = [sorted({end for one in ranges for end in one[k]} - {0, numel}) for k in range(len(tuned))]
-    shares = [[end / numel for end in each] for each in ends]
-    found = cuts(group, _absolute, shares) if any(ends) else [[] for _ in tuned]
-    cut = [
-        {0: Cut(math.inf), numel: Cut(-math.inf), **dict(zip(each, new, strict=True))}
-        for each, new in zip(ends, found, strict=True)
-    ]
+    cut = [_cuts(group.only(k), each) for k, each in enumerate(ends)]
     results = []
     for one, tell in zip(ranges, tells, strict=True):
         group.again()
@@ -258,14 +254,16 @@ def _ranked(
     return results
 
 
-def _absolute(_: Tensor, deltas: Tensor) -> Sequence[Tensor]:
-    return deltas.abs_().unbind()
+def _cuts(group: Group, ends: Sequence[int]) -> dict[int, Cut]:
+    """Return the cut that takes so many elements, for each of ``ends``, none, and all."""
+    found = cuts(group, "magnitude", [end / group.numel for end in ends]) if ends else []
+    return {0: Cut(math.inf), group.numel: Cut(-math.inf), **dict(zip(ends, found, strict=True))}
 
 
-def _between(cut: dict[int, Cut], first: int, last: int, numel: int) -> Thin | None:
+def _between(cut: dict[int, Cut], first: int, last: int, numel: int) -> Band | None:
     if first:
-        return Band(cut[first], cut[last])
-    return Trim(cut[last]) if last < numel else None
+        return Band(cut[last], cut[first])
+    return Band(cut[last]) if last < numel else None
 
 
 def keep_ranges(
@@ -291,7 +289,7 @@ def _by_rank(
     base: Tensor, tuned: Sequence[Tensor], density: float | Sequence[float], epsilon: float | Sequence[float]
 ) -> Callable[[int], Keep]:
     each = keep_ranges(density, epsilon, sources=len(tuned))
-    return lambda source: ONE if each[source][0] == 1 else keep_by_rank(base, tuned[source], *each[source])
+    return lambda source: CHANCES if each[source][0] == 1 else keep_by_rank(base, tuned[source], *each[source])
 
 
 def _dropped(
@@ -312,11 +310,11 @@ def _dropped(
     paper, l1 = rescale == "paper", rescale == "l1"
     drops = [
         None
-        if isinstance(kept, int) and kept == ONE
+        if isinstance(kept, int) and kept == CHANCES
         else Drop(seed, k, kept, inverse=paper and not isinstance(kept, int))
         for k, kept in enumerate(keeps)
     ]
-    factors = [ONE / kept if paper and isinstance(kept, int) else 1.0 for kept in keeps]
+    factors = [CHANCES / kept if paper and isinstance(kept, int) else 1.0 for kept in keeps]
     if l1:
         factors = l1_factors(group, drops)
     tell("rescale", factors)

@@ -12,7 +12,10 @@ import errno
 import fcntl
 import mmap
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+
+import numpy as np
 
 ALIGNED = 4096  # what memory, place and length must be multiples of: pages, and the sectors of every usual disk
 _STAGE = 1 << 22  # bytes written at once; less is slower, more is not faster
@@ -30,14 +33,17 @@ class DirectFile:
         assert start % ALIGNED == 0
         self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        self._stage = memoryview(mmap.mmap(-1, _STAGE))  # begins with a page, as a direct write must
+        # They begin with a page, as a direct write must; and numpy copies while other threads run Python.
+        self._stages = [np.frombuffer(mmap.mmap(-1, _STAGE), np.uint8) for _ in range(2)]  # one is filled
         self._place, self._filled = start, 0
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._writing: Future[None] | None = None  # the other
 
     def write(self, data: memoryview) -> None:
-        """Append bytes."""
+        """Append bytes; an error may be that of an earlier write."""
         while data:
             part, data = data[: _STAGE - self._filled], data[_STAGE - self._filled :]
-            self._stage[self._filled : self._filled + len(part)] = part
+            np.copyto(self._stages[0][self._filled : self._filled + len(part)], np.frombuffer(part, np.uint8))
             self._filled += len(part)
             if self._filled == _STAGE:
                 self._flush(direct=True)
@@ -46,19 +52,28 @@ class DirectFile:
         """Write what is left, and ``head`` at the beginning of the file."""
         try:
             self._flush(direct=False)
+            self._wait()
             self._write(memoryview(head), 0, direct=False)
         finally:
             self.abandon()
 
     def abandon(self) -> None:
         """Close the file as it is."""
+        self._writer.shutdown()
         if self._file >= 0:
             file, self._file = self._file, -1
             os.close(file)
 
     def _flush(self, *, direct: bool) -> None:
-        self._write(self._stage[: self._filled], self._place, direct=direct)
+        self._wait()
+        data = self._stages[0].data[: self._filled]
+        self._writing = self._writer.submit(self._write, data, self._place, direct=direct)
+        self._stages.reverse()
         self._place, self._filled = self._place + self._filled, 0
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
 
     def _write(self, data: memoryview, place: int, *, direct: bool) -> None:
         direct = self._past_cache(direct)

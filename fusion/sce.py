@@ -15,13 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusion.blocks import Group, arithmetic, block_size
+from fusion.blocks import Group, arithmetic, bits, block_size
 from fusion.cuts import Cut, Ladder, cuts, top
 from fusion.memory import fresh, spare
 from fusion.params import Share, Tell, silent
 
 _MERGEKIT_LEAST = 1e-6  # below this sum of mean squares mergekit weighs equally; and the least it divides by
-_PART = 1 << 20
 _FEW = 0.25  # the share up to which to gather the selected is faster than to mask the rest
 
 
@@ -112,7 +111,11 @@ class _Selection:
 
     def variance(self, start: Tensor, deltas: Tensor) -> Tensor:
         """Return what a block's elements are selected by; anything where all are."""
-        return _variance(start, deltas)[0] if any(self.cuts) else start
+        if not any(self.cuts):
+            return start
+        found = torch.empty_like(start)
+        arithmetic(deltas.device).variance(deltas, found)
+        return found
 
 
 def _merged(
@@ -145,13 +148,13 @@ def _selection(whole: Group, shares: Sequence[float], *, of_nonzero: bool) -> _S
     masking the rest is faster.
     """
     if max(shares) <= _FEW:
-        index, wanted = top(whole, _variance, shares, of_nonzero=of_nonzero)
+        index, wanted = top(whole, "variance", shares, of_nonzero=of_nonzero)
         part = whole.at(index)
         less = [want / part.numel for want in wanted if want < part.numel]
-        ends = iter(cuts(part, _variance, [less])[0] if less else ())
+        ends = iter(cuts(part, "variance", less) if less else ())
         return _Selection(part, index, [next(ends) if want < part.numel else None for want in wanted])
     less = [share for share in shares if share < 1]
-    ends = iter(cuts(whole, _variance, [less], of_nonzero=of_nonzero)[0] if less else ())
+    ends = iter(cuts(whole, "variance", less, of_nonzero=of_nonzero) if less else ())
     return _Selection(whole, None, [next(ends) if share < 1 else None for share in shares])
 
 
@@ -194,13 +197,5 @@ def _merge(
 
 def _scattered(base: Tensor, index: Tensor, values: Tensor) -> Tensor:
     flat = fresh(base).copy_(base.reshape(-1))
-    for place, part in zip(torch.split(index, _PART), torch.split(values, _PART), strict=True):
-        flat.index_copy_(0, place.long(), part)  # which takes no 32-bit indices
+    arithmetic(base.device).scatter(bits(values), index, bits(flat))
     return flat
-
-
-def _variance(_: Tensor, deltas: Tensor) -> list[Tensor]:
-    """Return n² times the population variance across the n sources."""
-    found = torch.empty_like(deltas[0])
-    arithmetic(deltas.device).variance(deltas, found)
-    return [found]

@@ -50,6 +50,13 @@ def test_a_nan_or_infinity_is_found_where_it_is(where: int | None, place: int, b
     assert error.value.source == where
 
 
+def test_a_source_alone_keeps_its_number_in_errors():
+    good, bad = torch.zeros(3), torch.tensor([0.0, math.nan, 0.0])
+    with pytest.raises(NotFinite) as error:
+        Group(good, [good, bad]).only(1).check(slice(0, 3))
+    assert error.value.source == 1
+
+
 def test_infinities_of_both_signs_do_not_hide_each_other():
     with pytest.raises(NotFinite):
         list(Group(torch.zeros(2), [torch.tensor([math.inf, -math.inf])]).blocks())

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -38,19 +38,15 @@ def of(values: Tensor) -> Group:
     return Group(torch.zeros(values.numel()), [values])
 
 
-def delta(_: Tensor, deltas: Sequence[Tensor]) -> list[Tensor]:
-    return [deltas[0]]
-
-
 def largest(values: Tensor, k: int) -> np.ndarray:
     """The flat indices of the k largest, of equal ones the lowest, by a stable sort of all."""
     return np.sort(np.argsort(-values.numpy(), kind="stable")[:k])
 
 
-def taken(group: Group, cut: Cut, values: Callable[..., Sequence[Tensor]] = delta, ranking: int = 0) -> np.ndarray:
+def taken(group: Group, cut: Cut) -> np.ndarray:
     ladder, level = Ladder([cut]), torch.zeros(group.numel, dtype=torch.uint8)
-    for place, start, deltas in group.blocks():
-        ladder.levels(values(start, deltas)[ranking], level[place])
+    for place, _, [delta] in group.blocks():
+        ladder.levels(delta.abs(), level[place])
     return level.nonzero().squeeze(1).numpy()
 
 
@@ -60,13 +56,13 @@ def compare(values: Tensor, *shares: float, of_nonzero: bool) -> None:
     whole = int(values.count_nonzero()) if of_nonzero else values.numel()
     order = np.argsort(-values.numpy(), kind="stable")
     group = of(values)
-    largest_share, wanted = top(group, delta, shares, of_nonzero=of_nonzero)
-    by_cut = cuts(group, delta, [shares], of_nonzero=of_nonzero)[0]
+    largest_share, wanted = top(group, "magnitude", shares, of_nonzero=of_nonzero)
+    by_cut = cuts(group, "magnitude", shares, of_nonzero=of_nonzero)
     assert np.array_equal(largest_share.numpy(), np.sort(order[: max(wanted)]))
     for k, share in enumerate(shares):
         expected = np.sort(order[: count(share, whole)])
         assert wanted[k] == len(expected), share
-        assert np.array_equal(top(group, delta, [share], of_nonzero=of_nonzero)[0].numpy(), expected), share
+        assert np.array_equal(top(group, "magnitude", [share], of_nonzero=of_nonzero)[0].numpy(), expected), share
         assert np.array_equal(taken(group, by_cut[k]), expected), share
 
 
@@ -104,23 +100,17 @@ def test_every_count_is_met_where_few_values_are_many(size: int):
     twos, ones = int((values == 2).sum()), int((values == 1).sum())
     group = of(values)
     for k in (1, twos - 1, twos, twos + 1, twos + ones, twos + ones + 1, size - 1, size):
-        [[cut]] = cuts(group, delta, [[k / size]])
+        [cut] = cuts(group, "magnitude", [k / size])
         assert np.array_equal(taken(group, cut), largest(values, k)), k
 
 
 @pytest.mark.parametrize("size", [1000, SAMPLED + 1])
-def test_several_rankings_are_cut_in_one_pass_each_by_its_own_shares(size: int):
-    one, other = torch.randn(size), torch.randint(0, 5, (size,)).float()
-    group = Group(torch.zeros(size), [one, other])
-
-    def magnitudes(_: Tensor, deltas: Sequence[Tensor]) -> list[Tensor]:
-        return [d.abs() for d in deltas]
-
-    shares = [[0.1, 0.7], [0.4]]
-    found = cuts(group, magnitudes, shares)
-    for r, values in enumerate((one.abs(), other)):
-        for share, cut in zip(shares[r], found[r], strict=True):
-            assert np.array_equal(taken(group, cut, magnitudes, r), largest(values, count(share, size)))
+def test_each_source_has_thresholds_of_its_own(size: int):
+    sources, shares = [torch.randn(size), torch.randint(0, 5, (size,)).float()], [[0.1, 0.7], [0.4]]
+    group = Group(torch.zeros(size), sources)
+    for k, source in enumerate(sources):
+        for share, cut in zip(shares[k], cuts(group.only(k), "magnitude", shares[k]), strict=True):
+            assert np.array_equal(taken(group.only(k), cut), largest(source.abs(), count(share, size)))
 
 
 @pytest.mark.slow
@@ -134,23 +124,23 @@ def test_a_misleading_sample_costs_another_pass_and_no_exactness(share: float, s
     for of_nonzero in (False, True):
         k = count(share, int(values.count_nonzero()) if of_nonzero else size)
         expected = largest(values, k)
-        assert np.array_equal(top(of(values), delta, [share], of_nonzero=of_nonzero)[0].numpy(), expected)
-        [[cut]] = cuts(of(values), delta, [[share]], of_nonzero=of_nonzero)
+        assert np.array_equal(top(of(values), "magnitude", [share], of_nonzero=of_nonzero)[0].numpy(), expected)
+        [cut] = cuts(of(values), "magnitude", [share], of_nonzero=of_nonzero)
         assert np.array_equal(taken(of(values), cut), expected)
 
 
 def test_a_fair_sample_costs_no_other_pass():
-    passes = []
+    class Counted(Group):
+        passes = 0
 
-    def counted(_: Tensor, deltas: Sequence[Tensor]) -> list[Tensor]:
-        passes.append(deltas[0].numel())
-        return [deltas[0]]
+        def stretches(self) -> Iterator[tuple[slice, Tensor, list[Tensor]]]:
+            self.passes += 1
+            return super().stretches()
 
-    size = SAMPLED + 1
     for case, values in CASES.items():
-        passes.clear()
-        cuts(of(values(size)), counted, [[0.01, 0.3, 0.8]])
-        assert sum(passes) == size + BLOCK, case  # all, and the sample
+        group = Counted(torch.zeros(SAMPLED + 1), [values(SAMPLED + 1)])
+        cuts(group, "magnitude", [0.01, 0.3, 0.8])
+        assert group.passes == 1, case
 
 
 def test_ties_are_counted_across_blocks():
@@ -188,6 +178,6 @@ def test_a_share_that_is_a_whole_number_in_decimals_stays_one(share: float, nume
 def test_where_most_values_are_zero_only_as_many_are_gathered_as_are_wanted():
     values = torch.zeros(4 * SAMPLED)
     values[::50] = 1.0
-    index, [wanted] = top(of(values), delta, [0.1])
+    index, [wanted] = top(of(values), "magnitude", [0.1])
     assert (index.numel(), wanted) == (count(0.1, values.numel()), count(0.1, values.numel()))
     assert np.array_equal(index.numpy(), largest(values, wanted))

@@ -45,6 +45,7 @@ def test_what_the_disk_refuses_to_take_directly_goes_through_the_cache(tmp_path:
 
 def test_a_full_disk_is_an_error():
     file = DirectFile(Path("/dev/full"))
+    file.write(memoryview(bytes(STAGE)))  # on its way while the next is prepared
     with pytest.raises(OSError, match="No space left"):
         file.write(memoryview(bytes(STAGE)))
     file.abandon()
