@@ -128,7 +128,8 @@ def fuse(
 
         made = [c for c in session.models.values() if c.target or c.merge]
         fuse_stage(session, made)
-    say(*(f"{candidate.name}: {candidate.folder}" for candidate in made))
+    if not session.helps:
+        say(*(f"{candidate.name}: {candidate.folder}" for candidate in made))
 
 
 @app.command()

@@ -85,6 +85,7 @@ class ModelSpec(Strict):
     revision: str | None = None  # of the hub repository
     endpoint: Endpoint | None = None
     adapter_of: str | None = None  # the name of the model that the adapter is laid over
+    chat_template: str | None = None  # a Jinja file that says how its chats are written; None: the model's own
     evaluate: bool = True  # false: only a judge, a base or a source
     strip_thinking: bool = False  # take <think>…</think> and the like out of its replies; they are kept beside them
     family: str | None = None  # for the judges' audit: does a judge prefer its own kind? None: guessed from the name
@@ -95,6 +96,8 @@ class ModelSpec(Strict):
             raise ValueError(f"model {self.name!r} needs exactly one of path, hub and endpoint")
         if self.adapter_of and self.endpoint:
             raise ValueError(f"model {self.name!r} is an endpoint and cannot be an adapter: leave adapter_of out")
+        if self.chat_template and self.endpoint:
+            raise ValueError(f"model {self.name!r} is an endpoint, whose server has the chat template: leave it out")
         return self
 
 

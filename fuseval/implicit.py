@@ -77,12 +77,16 @@ def implicit_recipe(target: Target, models: Mapping[str, Candidate], *, seed: in
     """Return what else a target of kind implicit is made of: how its sources are sampled, and what rewards them."""
     spec = target.reward
     by = spec.model or spec.judge
+    reward: dict[str, object] = {"kind": "model" if spec.model else "judge" if spec.judge else "correct"}
+    reward["by"] = by and models[by].id
+    if spec.model and spec.judge:
+        reward = {"kind": "sum", "by": [models[spec.model].id, models[spec.judge].id], "weights": spec.weights}
     return {
         "draws": [
             {"source": d.candidate.id, "title": d.title, "samples": d.samples, "sampling": asdict(d.sampling)}
             for d in [*draws(target, models, seed=seed), own_draw(target, models[target.base], seed=seed)]
         ],
-        "reward": {"kind": "model" if spec.model else "judge" if spec.judge else "correct", "by": by and models[by].id},
+        "reward": reward,
     }
 
 
@@ -110,4 +114,6 @@ def _fine_tuned(candidate: Candidate, base: Candidate, folder: Path, *, cache: P
     """Return the fine-tuned base as a model that can be asked."""
     identity = content_key("fine-tuned", content_hash(folder, cache=cache))
     model = Model(identity, f"{candidate.name}-sft", "sft", str(folder), parent=base.id)
-    return replace(base, model=model, folder=folder, gguf=None, adapter=None, adapter_of=None, evaluate=False)
+    return replace(
+        base, model=model, folder=folder, gguf=None, adapter=None, adapter_of=None, template=None, evaluate=False
+    )

@@ -41,6 +41,7 @@ def mistakes(experiment: Experiment, folder: Path) -> Iterator[tuple[str, str]]:
         if output and Path(output).expanduser().is_dir():
             yield place, f"{output!r} is a folder: name a file in it"
     yield from _wrong_adapters(experiment, folder)
+    yield from _wrong_templates(experiment, folder)
     yield from _wrong_params(experiment)
     for i, merge in enumerate(experiment.fusion.merges):
         for inside, text in _wrong_merge(merge):
@@ -145,6 +146,18 @@ def _wrong_adapters(experiment: Experiment, folder: Path) -> Iterator[tuple[str,
             yield place, f"{path} is no LoRA adapter's folder, which has an adapter_config.json; leave adapter_of out"
         if not model.adapter_of and is_bare_adapter(path):
             yield f"models[{i}].path", f"{path} is a LoRA adapter: say adapter_of, the name of the model that it is for"
+
+
+def _wrong_templates(experiment: Experiment, folder: Path) -> Iterator[tuple[str, str]]:
+    from fusion.chat_template import read_template
+    from fusion.errors import RecipeError
+
+    for i, model in enumerate(experiment.models):
+        if model.chat_template:
+            try:
+                read_template(locate(model.chat_template, beside=folder))
+            except (ConfigError, RecipeError) as error:
+                yield f"models[{i}].chat_template", str(error)
 
 
 def is_bare_adapter(path: Path) -> bool:

@@ -33,6 +33,14 @@ class Watch(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Template:
+    """A chat template, and the model that it is laid over."""
+
+    text: str
+    of: Candidate
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A model of the experiment: its ledger record, where its weights are or will be, or its endpoint."""
 
@@ -46,6 +54,7 @@ class Candidate:
     target: Target | None = None
     merge: Merge | None = None
     data: Path | None = None  # a target's conversations
+    template: Template | None = None  # another chat template than its files have
     family: str | None = None  # as the experiment says; None: to be guessed
     strip_thinking: bool = False  # out of what it says, which makes another model of it
 
@@ -64,7 +73,10 @@ def resolve(experiment: Experiment, *, beside: Path, cache: Path) -> dict[str, C
     """Return the experiment's models by name, with their identities; nothing is made, converted or asked."""
     found: dict[str, Candidate] = {}
     for spec in experiment.models:
-        found[spec.name] = replace(_existing(spec, found, beside=beside, cache=cache), family=spec.family)
+        there = _existing(spec, found, beside=beside, cache=cache)
+        if spec.chat_template:
+            there = _under_template(there, locate(spec.chat_template, beside=beside), cache=cache)
+        found[spec.name] = replace(there, family=spec.family)
     folder = Path(experiment.checkpoints).expanduser()
     for target in experiment.fusion.targets:
         found[target.name] = _target(target, found, beside=beside, folder=folder, seed=experiment.seed)
@@ -91,6 +103,8 @@ def resolve(experiment: Experiment, *, beside: Path, cache: Path) -> dict[str, C
 
 def is_at_hand(candidate: Candidate) -> bool:
     """Tell whether the weights are there, or are in a GGUF file that only has to be converted."""
+    if candidate.template:
+        return is_at_hand(candidate.template.of)
     return candidate.folder is not None and (candidate.folder.exists() or candidate.gguf is not None)
 
 
@@ -100,11 +114,19 @@ def make(candidate: Candidate, models: Mapping[str, Candidate], *, watch: Watch,
     ``asker`` asks the sources of implicit fusions, and must be there for those. Raises FusionError.
     What was made before is never made again; a stopped making leaves nothing under the name.
     """
+    if candidate.template:
+        make(candidate.template.of, models, watch=watch)  # which its files are links to
     if candidate.folder is None or candidate.folder.exists():
         return
     for name in inputs(candidate, models):
         make(models[name], models, watch=watch, asker=asker)
-    if candidate.gguf:
+    if candidate.template:
+        from fusion.chat_template import with_template
+
+        under = candidate.template.of.folder
+        assert under is not None
+        with_template(under, candidate.template.text, candidate.folder)
+    elif candidate.gguf:
         from fusion.checkpoints import from_gguf
 
         watch(f"convert {candidate.name}", 0, 1)
@@ -142,6 +164,8 @@ def merge_coefficients(candidate: Candidate) -> tuple[Coefficient, ...]:
 
 def inputs(candidate: Candidate, models: Mapping[str, Candidate]) -> tuple[str, ...]:
     """Return the names of the models whose weights it takes to make the candidate's."""
+    if candidate.template:
+        return inputs(candidate.template.of, models)
     if candidate.target:
         rewards = filter(None, (candidate.target.reward.model, candidate.target.reward.judge))
         return tuple(dict.fromkeys([candidate.target.base, *candidate.target.sources, *rewards]))
@@ -182,6 +206,15 @@ def _existing(spec: ModelSpec, known: Mapping[str, Candidate], *, beside: Path, 
     if path.suffix != ".gguf":
         raise ConfigError(f"model {spec.name!r}: {path} is neither a folder of safetensors nor a .gguf file")
     return Candidate(model, spec.evaluate, cache / "gguf" / identity, gguf=path)
+
+
+def _under_template(candidate: Candidate, file: Path, *, cache: Path) -> Candidate:
+    from fusion.chat_template import read_template
+
+    text = read_template(file)
+    identity = content_key("chat template", candidate.id, text)
+    model = replace(candidate.model, id=identity, source=f"{candidate.model.source} with {file.name}")
+    return Candidate(model, candidate.evaluate, cache / "templates" / identity, template=Template(text, candidate))
 
 
 def _without_thinking(candidate: Candidate) -> Candidate:

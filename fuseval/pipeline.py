@@ -41,6 +41,7 @@ class Run:
     only: tuple[str, ...] = ()  # ids of questions
     people: Path | None = None  # file of people's votes on answers
     retry_failed: bool = False  # ask again, too, what will most likely fail again
+    helps: bool = False  # one of several processes that train together, but the first, which does all the rest
 
     @property
     def base(self) -> Candidate:
@@ -182,7 +183,8 @@ def fuse(run: Run, candidates: Iterable[Candidate]) -> None:
     run.ledger.add(*(candidate.model for candidate in run.models.values()))
     asker = Asker(run.ledger, run.engines, run.watch, run.experiment.seed, run.retry_failed)
     for candidate in candidates:
-        make(candidate, run.models, watch=run.watch, asker=asker)
+        if not run.helps or candidate.target:
+            make(candidate, run.models, watch=run.watch, asker=asker)
     trained = {point.model for point in run.ledger.training()}
     for candidate in run.models.values():
         if candidate.id not in trained:

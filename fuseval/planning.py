@@ -104,25 +104,24 @@ def _samples(run: Run, candidate: Candidate) -> Iterator[_Step]:
     if candidate.target is None or candidate.target.kind != "implicit":
         return
     tasks = read_tasks(candidate.data) if candidate.data else []
-    skipped, total = given_up(run, stage="answer"), 0
+    skipped, sampled = given_up(run, stage="answer"), []
     for draw in draws(candidate.target, run.models, seed=run.experiment.seed):
         missing = [ask for ask in unasked(draw, [task.prompt for task in tasks], run.ledger) if ask.key not in skipped]
         usual = _usual(usual_answer(run.ledger, model=draw.candidate.id, benchmark=PROMPTS))
         takes = _estimate(run, draw.candidate, missing, usual, about=False)
-        total += draw.samples * len(tasks)
+        sampled += [task for task in tasks for _ in range(draw.samples_of(task.prompt.kind))]
         yield _Step("sample", draw.title, candidate.name, len(missing), takes)
     if judge := candidate.target.reward.judge:
         most = max(draw.sampling.max_tokens for draw in draws(candidate.target, run.models, seed=run.experiment.seed))
         by = run.models[judge]
-        rated = len(run.ledger.rewards(scorer=by.id))
-        asked = [rating_request(task, by) for task in tasks for _ in range(total // max(1, len(tasks)))]
-        takes = _estimate(run, by, asked[: max(0, total - rated)], None, about=True)
+        left = max(0, len(sampled) - len(run.ledger.rewards(scorer=by.id)))
+        takes = _estimate(run, by, [rating_request(task, by) for task in sampled[:left]], None, about=True)
         price = run.engines.price(by)
         if takes.dollars and price:  # at most, for the responses that they are shown
             low, high = takes.dollars
-            shown = most * max(0, total - rated)
+            shown = most * left
             takes = replace(takes, dollars=(low, high + token_cost(price, shown, 0, batch=_batch(by))))
-        yield _Step("rate", by.name, candidate.name, max(0, total - rated), takes)
+        yield _Step("rate", by.name, candidate.name, left, takes)
 
 
 def _answers(run: Run, candidate: Candidate, one: Asked) -> _Step:

@@ -16,7 +16,7 @@ from fuseval.config import ConfigError
 from fuseval.judging import given_up
 from fuseval.sampling import question_of
 from fuseval.target import RewardSpec
-from fusion.reward_rules import of_correctness, of_rating
+from fusion.reward_rules import combined, of_correctness, of_rating
 from judges.judge import judge
 from judges.replies import reply_format
 
@@ -65,19 +65,22 @@ def scored(
     from fusion.preference_records import Response
 
     correct = _correct(sampled, asker)
-    rewards: Mapping[str, float | None]
+    found: dict[str, Mapping[str, float | None]] = {}
     if spec.model:
-        rewards = _by_model(sampled, models[spec.model], spec, asker)
-    elif spec.judge:
-        rewards = _by_judge(sampled, models[spec.judge], asker)
-    else:
+        found["model"] = _by_model(sampled, models[spec.model], spec, asker)
+    if spec.judge:
+        found["judge"] = _by_judge(sampled, models[spec.judge], asker)
+    if spec.weights:
+        found = {"sum": combined(found, {str(name): weight for name, weight in spec.weights.items()})}
+    if not found:
         lacking = next((s.task.prompt for s in sampled if (s.task.prompt.id, s.answer.key) not in correct), None)
         if lacking is not None:
             raise ConfigError(
                 f"prompt {lacking.id!r} has no answer and no tests, so nothing tells a good response to it from a bad "
                 "one: name a reward model or a judge under reward"
             )
-        rewards = {key: of_correctness(right) for (_, key), right in correct.items()}
+        found = {"correct": {key: of_correctness(right) for (_, key), right in correct.items()}}
+    [rewards] = found.values()
     told = []
     for s in sampled:
         reward = rewards.get(s.answer.key)

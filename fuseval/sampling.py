@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from evals.keys import content_key
 from evals.records import PROMPTS, Answer, Question, Sampling
 from fuseval.asking import stored
 from fuseval.judging import given_up
-from fuseval.target import SELF, DrawSpec, Target
+from fuseval.target import SAMPLES, SELF, DrawSpec, Target
 from judges.self_preference import family
 
 if TYPE_CHECKING:
@@ -30,12 +30,34 @@ _VERSION = "1"  # of how a prompt is asked
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """A source of responses: who answers, and how; sample n has the seed of ``sampling`` plus n."""
+    """A source of responses: who answers, and how; sample n has the seed of ``sampling`` plus n.
+
+    ``samples`` is how many responses a prompt has, or how many by its kind; a kind that is not named has SAMPLES.
+    """
 
     title: str
     candidate: Candidate
-    samples: int
+    samples: int | Mapping[str, int]
     sampling: Sampling
+
+    def samples_of(self, kind: str) -> int:
+        """Return how many responses a prompt of this kind has."""
+        return self.samples if isinstance(self.samples, int) else self.samples.get(kind, SAMPLES)
+
+    def wanted(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Sampling, list[Question]]]:
+        """Yield how each sample in turn is drawn, and the questions that have so many.
+
+        A text that stands in several sets is asked once, as the first's, and as often as the kind with the most.
+        """
+        questions: dict[str, Question] = {}
+        counts: dict[str, int] = {}
+        for prompt in prompts:
+            question = question_of(prompt)
+            questions.setdefault(question.id, question)
+            counts[question.id] = max(self.samples_of(prompt.kind), counts.get(question.id, 0))
+        for number in range(max(counts.values(), default=0)):
+            sampling = replace(self.sampling, seed=self.sampling.seed + number)
+            yield sampling, [question for name, question in questions.items() if counts[name] > number]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +87,10 @@ def own_draw(target: Target, candidate: Candidate, *, seed: int) -> Draw:
 def draw(spec: DrawSpec, candidate: Candidate, *, seed: int) -> Draw:
     """Return how a model is sampled: as given, else as published for its family."""
     said = candidate.family or family(candidate.name) or family(candidate.model.source)
-    given = spec.model_dump(exclude={"source", "name", "samples"}, exclude_none=True)
-    return Draw(
-        spec.title, candidate, spec.samples, replace(PUBLISHED_OF.get(said or "", PUBLISHED), seed=seed, **given)
-    )
+    given = spec.model_dump(exclude={"source", "name", "samples", "stop"}, exclude_none=True)
+    sampling = replace(PUBLISHED_OF.get(said or "", PUBLISHED), seed=seed, stop=tuple(spec.stop), **given)
+    samples = spec.samples if isinstance(spec.samples, int) else {str(kind): n for kind, n in spec.samples.items()}
+    return Draw(spec.title, candidate, samples, sampling)
 
 
 def question_of(prompt: Prompt) -> Question:
@@ -80,9 +102,7 @@ def question_of(prompt: Prompt) -> Question:
 
 def unasked(of: Draw, prompts: Sequence[Prompt], ledger: Ledger) -> Iterator[Ask]:
     """Yield what a source is still to be asked."""
-    questions = list({q.id: q for q in map(question_of, prompts)}.values())
-    for number in range(of.samples):
-        sampling = replace(of.sampling, seed=of.sampling.seed + number)
+    for sampling, questions in of.wanted(prompts):
         wanted = {ask.key: ask for ask in asks(questions, identity=of.candidate.id, sampling=lambda _, s=sampling: s)}  # type: ignore[misc]
         there = stored(ledger)(list(wanted))
         yield from (ask for key, ask in wanted.items() if key not in there)
@@ -93,16 +113,13 @@ def sample(of: Draw, prompts: Sequence[Prompt], asker: Asker) -> dict[str, list[
 
     Responses that could not be had, as the ledger's failures say, are left out.
     """
-    # Of a text that stands in several sets the kind may differ; it is asked as the first's.
-    asked = {q.id: q for q in reversed([question_of(prompt) for prompt in prompts])}
-    questions = list(asked.values())
-    asker.ledger.add(*questions)
-    found: dict[str, list[Answer]] = {q.id: [] for q in questions}
-    stage, total = f"sample {of.title}", of.samples * len(questions)
+    wanted = list(of.wanted(prompts))
+    asker.ledger.add(*(wanted[0][1] if wanted else ()))
+    found: dict[str, list[Answer]] = {question_of(prompt).id: [] for prompt in prompts}
+    stage, total = f"sample {of.title}", sum(len(questions) for _, questions in wanted)
     skipped, budget, known = given_up(asker, stage="answer"), asker.engines.budget, stored(asker.ledger)
     done = 0
-    for number in range(of.samples):
-        sampling = replace(of.sampling, seed=of.sampling.seed + number)
+    for sampling, questions in wanted:
 
         def how(_: Question, sampling: Sampling = sampling) -> Sampling:
             return sampling

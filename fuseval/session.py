@@ -65,7 +65,8 @@ def running(
     models = resolve(experiment, beside=file.parent, cache=cache_folder())
     path = ledger or Path(experiment.ledger).expanduser()
     asset = locate_asset()
-    with open_or_pretend(path, read_only=dry_run) as opened, stages() as watch:
+    helps = _helps(command, experiment)
+    with open_or_pretend(path, read_only=dry_run, elsewhere=helps) as opened, stages(silent=helps) as watch:
         budget = Budget(experiment.budget, spent=spent(opened))
         prices, people = (
             locate(given, beside=file.parent) if given else None
@@ -73,8 +74,9 @@ def running(
         )
         engines = Engines(experiment.engine.settings(), watch, os.environ, opened, budget, prices)
         session = Run(
-            experiment, models, opened, engines, watch, asset, chosen.limit, chosen.only, people, chosen.retry_failed
-        )
+            experiment, models, opened, engines, watch, asset, chosen.limit, chosen.only, people, chosen.retry_failed,
+            helps,
+        )  # fmt: skip
         if dry_run:
             yield session
             return
@@ -115,16 +117,38 @@ def storing_merges(experiment: Experiment, path: Path | None) -> Iterator[dict[s
             opened.end_run(run_id, outcome=outcome)
 
 
+def _helps(command: str, experiment: Experiment) -> bool:
+    """Tell whether this is one of the processes that accelerate launched beside the first, which alone keeps records.
+
+    ConfigError where they were launched for more than training: each would ask, and pay, for itself.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    from fuseval.config import ConfigError
+
+    if command != "fuse":
+        raise ConfigError(
+            f"accelerate launch is for `fuseval fuse`: make the targets so, then `fuseval {command}` alone"
+        )
+    alone = [target.name for target in experiment.fusion.targets if target.kind != "explicit"]
+    if alone:
+        raise ConfigError(
+            f"{', '.join(alone)}: only targets of kind explicit are trained by several processes; make the others "
+            "first, by `fuseval fuse` without accelerate launch"
+        )
+    return os.environ.get("RANK", "0") != "0"
+
+
 @contextlib.contextmanager
-def open_or_pretend(path: Path, *, read_only: bool) -> Iterator[Ledger]:
-    """Open a ledger, made if need be; to look only at one that is not there, an empty one is made elsewhere."""
+def open_or_pretend(path: Path, *, read_only: bool, elsewhere: bool = False) -> Iterator[Ledger]:
+    """Open a ledger, made if need be; ``elsewhere``, or to look only at one that is not there, an empty one."""
     import tempfile
 
     from results.store import Ledger
 
-    with tempfile.TemporaryDirectory() as elsewhere:
-        pretend = read_only and not path.exists()
-        with Ledger.open(Path(elsewhere) / "empty" if pretend else path, read_only=read_only and not pretend) as opened:
+    with tempfile.TemporaryDirectory() as folder:
+        pretend = elsewhere or (read_only and not path.exists())
+        with Ledger.open(Path(folder) / "empty" if pretend else path, read_only=read_only and not pretend) as opened:
             yield opened
 
 

@@ -8,6 +8,10 @@ from pydantic import Field, model_validator
 
 from fuseval.strict import Name, Strict
 
+Kind = Literal["chat", "math", "code", "language"]  # fusion.preference_records.KINDS
+Weight = Annotated[float, Field(allow_inf_nan=False)]
+SAMPLES = 5  # of each source, as FuseChat-3.0 and WRPO draw
+
 
 class DrawSpec(Strict):
     """How a source answers the prompts; what is None is as published for the family of the model.
@@ -18,12 +22,13 @@ class DrawSpec(Strict):
 
     source: str
     name: Name | None = None  # None: the source's
-    samples: Annotated[int, Field(ge=1)] = 5  # responses to each prompt
+    samples: Annotated[int, Field(ge=1)] | dict[Kind, Annotated[int, Field(ge=0)]] = SAMPLES  # to each prompt, by kind
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] = 2048
+    stop: list[str] = Field(default_factory=list)  # texts that end a response, and are left off
 
     @property
     def title(self) -> str:
@@ -32,17 +37,20 @@ class DrawSpec(Strict):
 
 
 class RewardSpec(Strict):
-    """What tells how good a response is: a reward model or a judge; without either, whether it is correct."""
+    """What tells how good a response is: a reward model, a judge, or both; without either, whether it is correct."""
 
     model: str | None = None  # one of the experiment's models, of which transformers makes a sequence classifier
-    judge: str | None = None  # one of the experiment's models, which rates from 1 to 10
+    judge: str | None = None  # one of the experiment's models, which rates from 1 to 10, which is 0 to 1 as a reward
+    weights: dict[Literal["model", "judge"], Weight] = Field(default_factory=dict)  # of both, whose weighted sum it is
     trust_remote_code: bool = False  # run the Python code that comes with the reward model, as ArmoRM needs
     batch_size: Annotated[int, Field(ge=1)] = 8  # of the reward model
 
     @model_validator(mode="after")
-    def _one(self) -> RewardSpec:
-        if self.model and self.judge:
-            raise ValueError("reward takes a model or a judge, not both")
+    def _weights_of_both(self) -> RewardSpec:
+        if self.model and self.judge and set(self.weights) != {"model", "judge"}:
+            raise ValueError("reward has a model and a judge: give the weights of both, {model: 1, judge: 0.5}")
+        if self.weights and not (self.model and self.judge):
+            raise ValueError("weights of reward are for a model and a judge together: give both, or leave them out")
         return self
 
 

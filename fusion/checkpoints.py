@@ -261,8 +261,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         work.mkdir()
         yield work
         readable = work.stat().st_mode & 0o666
-        for file in work.iterdir():  # safetensors makes its files private, whatever the umask
-            file.chmod(readable)
+        for file in work.iterdir():
+            if not file.is_symlink():  # or what it points to would be changed
+                file.chmod(readable)  # safetensors makes its files private, whatever the umask
         _take_name(work, folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -2,7 +2,7 @@
 
 "Correctness first, then reward", as FuseChat-3.0 (arXiv:2503.04222) has it for maths and code, needs no number of its
 own: the pair builder takes the best reward of the correct responses and the worst of the incorrect ones. So
-correctness stays beside the reward, and becomes one only where there is nothing else. ``ordered`` ranks by both.
+correctness stays beside the reward, and becomes one only where there is nothing else.
 """
 
 from __future__ import annotations
@@ -31,11 +31,6 @@ def of_rating(rating: float | None) -> float | None:
 def of_correctness(correct: bool | None) -> float | None:
     """Return 1 for a correct response and 0 for an incorrect one; None where it is not known."""
     return None if correct is None else float(correct)
-
-
-def ordered(correct: bool | None, reward: float) -> tuple[int, float]:
-    """Return what ranks responses by correctness first, then by reward; unknown stands between."""
-    return (1 if correct is None else 2 * correct, reward)
 
 
 def combined(

@@ -104,6 +104,19 @@ def test_swapped_weights_speak_and_weigh_as_a_freshly_loaded_model_does(engine, 
 
 
 @real
+def test_a_checkpoint_under_another_template_is_asked_by_that(engine, smollm2, tmp_path):
+    from fusion.chat_template import with_template
+
+    with_template(smollm2, "{% for m in messages %}Q: {{ m.content }}\nA:{% endfor %}", tmp_path / "shown")
+    engine.load(tmp_path / "shown", identity="shown")
+    asked = ask("Is it warm?", max_tokens=4)
+    assert engine._tokenizer.decode(engine.render(asked)) == "Q: Is it warm?\nA:"
+    [reply] = replies(engine, [asked])
+    engine.load(smollm2, identity="base")
+    assert [reply] != replies(engine, [asked]) and reply.prompt_tokens < replies(engine, [asked])[0].prompt_tokens
+
+
+@real
 def test_a_seed_gives_the_same_reply_in_any_batch_and_seeds_differ(engine):
     seeded = [ask(PROMPTS[1], temperature=1.0, seed=seed) for seed in (1, 2, 1)]
     alone = replies(engine, seeded[:1])[0].text

@@ -44,7 +44,7 @@ def test_fusechat_3_has_its_published_hyper_parameters(target):
     assert found == FUSECHAT3[target]
     assert (params.sft.epochs, params.preference.epochs, params.preference.max_length) == (3, 1, 2048)
     assert (params.pairs.sft_share, params.pairs.min_gap, params.pairs.max_gap) == (0.4, 0.01, 0.1)
-    assert 8 * params.preference.batch_size * params.preference.gradient_accumulation == 128
+    assert params.preference.batch_size * params.preference.gradient_accumulation == 128
 
 
 def test_wrpo_has_its_published_hyper_parameters():
@@ -54,3 +54,12 @@ def test_wrpo_has_its_published_hyper_parameters():
     assert (preference.kind, preference.alpha, preference.beta, preference.learning_rate) == ("wrpo", 0.1, 0.01, 3e-7)
     assert params.sft.learning_rate == 7e-6 and params.sft.epochs == 1
     assert params.pairs.sft_share == pytest.approx(1 / 3) and params.pairs.gap_kinds == () and len(target.sources) == 10
+    assert preference.batch_size * preference.gradient_accumulation == 128
+
+
+@pytest.mark.parametrize("target", FUSECHAT3)
+def test_fusechat_3_samples_as_published(target):
+    [fused] = experiment(f"fusechat-3.0-{target}.yaml").fusion.targets
+    samples = {draw.source: draw.samples for draw in fused.draws}
+    assert samples.pop("qwen2.5-72b") == {"code": 8, "language": 1}
+    assert list(samples.values()) == [{"code": 8, "language": 0}] * 3

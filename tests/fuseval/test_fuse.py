@@ -106,3 +106,35 @@ def test_a_fusion_that_is_killed_at_every_stage_ends_as_one_that_was_not(tmp_pat
         with duckdb.connect(str(folder / "fuseval.duckdb"), read_only=True) as ledger:
             steps.append(ledger.execute(query).fetchall())
     assert steps[0] == steps[1] and [count for _, count, _ in steps[0]] == [12, 12]
+
+
+@pytest.mark.slow
+def test_several_processes_make_one_target_and_the_first_keeps_the_ledger(tmp_path: Path, models: dict[str, Path]):
+    folder = write_experiment(tmp_path / "here", models)
+    # What `accelerate launch` starts on GPUs; on CPUs it starts one process.
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "fuseval", "fuse", "fuse.yaml"],
+        cwd=folder, env={**os.environ, "FUSEVAL_CACHE": str(folder / "cache")}, capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert made(folder) == {"once", "twice", "both"}
+    assert done.stderr.count("train for once: 6/6") == done.stderr.count("\nboth: ") == 1
+    with duckdb.connect(str(folder / "fuseval.duckdb"), read_only=True) as ledger:
+        assert ledger.execute("SELECT count(*) FROM training").fetchall() == [(12,)]
+
+
+def test_launched_processes_only_fuse_and_only_what_several_can_train(
+    tmp_path: Path, models: dict[str, Path], monkeypatch
+):
+    folder = write_experiment(tmp_path / "here", models)
+    experiment = yaml.safe_load((folder / "fuse.yaml").read_text())
+    plain = {"name": "plain", "kind": "sft", "base": "mine", "data": "chats.jsonl"}
+    (folder / "fuse.yaml").write_text(yaml.safe_dump({**experiment, "fusion": {"targets": [plain]}}))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    code, _, err = fuse(folder)
+    assert code == 2 and "plain: only targets of kind explicit are trained by several processes" in err
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(app, ["run", "fuse.yaml"])
+    assert done.exit_code == 2 and "make the targets so, then `fuseval run` alone" in done.stderr

@@ -2,17 +2,18 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
 from evals.engine import EngineSettings
-from evals.records import PROMPTS
+from evals.records import PROMPTS, Model, Reward
 from fuseval.config import ConfigError
 from fuseval.engines import Engines
 from fuseval.experiment import Experiment
-from fuseval.models import resolve
+from fuseval.models import Candidate, resolve
 from fuseval.rewarding import Sampled, scored
-from fuseval.sampling import Asker, draws, own_draw, sample
+from fuseval.sampling import Asker, draws, own_draw, sample, unasked
 from fuseval.target import RewardSpec, Target
 from fusion.prompts import read_tasks
 from results.store import Ledger
@@ -78,6 +79,27 @@ def test_what_a_draw_says_holds_over_what_was_published(tmp_path):
     assert (own.title, own.samples, own.sampling.max_tokens) == ("self", 3, 64)
 
 
+def test_a_draw_may_sample_some_kinds_of_prompts_more_often_and_others_never(tmp_path, asker):
+    with FakeServer() as server:
+        known = models(tmp_path, server.base_url, "gemma")
+        spec = [{"source": "gemma", "samples": {"code": 8, "language": 0}, "stop": ["\n"]}]
+        [of] = draws(target(sources=["gemma"], draws=spec), known, seed=0)
+        code, chat, language = (
+            task.prompt
+            for task in tasks(
+                tmp_path,
+                {"prompt": "Sort.", "tests": "sort()"},
+                {"prompt": "Hi"},
+                {"prompt": "Ni hao", "kind": "language"},
+            )
+        )
+        found = sample(of, [code, chat, language], asker)
+        assert [len(found[prompt.id]) for prompt in (code, chat, language)] == [8, 5, 0]
+        assert len(server.bodies) == 13 and {tuple(body["stop"]) for body in server.bodies} == {("\n",)}
+        assert not list(unasked(of, [code, chat, language], asker.ledger))
+        assert sum(1 for _ in unasked(of, [code, chat, replace(chat, id="again", kind="code")], asker.ledger)) == 3
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -87,7 +109,12 @@ def test_what_a_draw_says_holds_over_what_was_published(tmp_path):
         ({"sources": ["a", "b"], "draws": [{"source": "a"}]}, "draws nothing from its source 'b'"),
         ({"sources": ["a"], "draws": [{"source": "a"}, {"source": "a"}]}, "two draws .* called 'a'"),
         ({"sources": ["a"], "draws": [{"source": "self", "name": "me"}]}, "needs no name"),
-        ({"sources": ["a"], "reward": {"model": "m", "judge": "j"}}, "a model or a judge, not both"),
+        (
+            {"sources": ["a"], "draws": [{"source": "a", "samples": {"poems": 3}}]},
+            "'chat', 'math', 'code' or 'language'",
+        ),
+        ({"sources": ["a"], "reward": {"model": "m", "judge": "j"}}, "give the weights of both"),
+        ({"sources": ["a"], "reward": {"judge": "j", "weights": {"judge": 1}}}, "are for a model and a judge together"),
     ],
 )
 def test_a_target_that_makes_no_sense_is_refused(given, said):
@@ -138,3 +165,23 @@ def test_a_judge_rates_each_response_once_and_unreadable_ratings_are_left_out(tm
         assert scored(sampled(found, known), spec, found_models, asker) == responses and len(server.bodies) == asked
     assert {(response.prompt, response.reward) for response in responses} == {(known[1].prompt.id, 1.0)}
     assert len(responses) == 5
+
+
+def test_the_reward_of_a_model_and_a_judge_is_their_weighted_sum(tmp_path, asker):
+    known, said = tasks(tmp_path, {"prompt": "Hi"}), iter(["Answer 0", "Answer 1", "Answer 2"])
+
+    def reply(body, _):
+        shown = body["messages"][-1]["content"]
+        if "double brackets" not in shown:
+            return says(next(said))
+        return says("[[10]]" if "Answer 0" in shown else "None." if "Answer 1" in shown else "[[1]]")
+
+    with FakeServer(script=reply) as server:
+        by = models(tmp_path, server.base_url, "gemma", "judge")
+        by["rm"] = Candidate(Model("rm", "rm", "checkpoint", "here"), False, tmp_path)
+        [of] = draws(target(sources=["gemma"], draws=[{"source": "gemma", "samples": 3}]), by, seed=0)
+        found = sampled(sample(of, [task.prompt for task in known], asker), known)
+        asker.ledger.add(*(Reward(s.answer.key, "rm", float(s.number)) for s in found))  # it has read them before
+        spec = RewardSpec(model="rm", judge="judge", weights={"model": 0.5, "judge": 2.0})
+        responses = scored(found, spec, by, asker)
+    assert {response.sample: response.reward for response in responses} == {0: 2.0, 2: 1.0}

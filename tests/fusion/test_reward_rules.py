@@ -7,7 +7,7 @@ import math
 import pytest
 
 from fusion.errors import RecipeError
-from fusion.reward_rules import combined, of_correctness, of_rating, ordered
+from fusion.reward_rules import combined, of_correctness, of_rating
 
 
 @pytest.mark.parametrize(("rating", "reward"), [(1, 0.0), (10, 1.0), (5.5, 0.5), (4, 1 / 3), (None, None)])
@@ -23,13 +23,6 @@ def test_a_rating_beyond_the_scale_is_an_error(rating):
 
 def test_correctness_is_one_or_zero_and_unknown_stays_unknown():
     assert [of_correctness(correct) for correct in (True, False, None)] == [1.0, 0.0, None]
-
-
-def test_a_correct_response_stands_above_any_incorrect_one():
-    told = [(False, 9.0), (True, -3.0), (True, 0.1), (None, 4.0), (False, 0.0)]
-    assert sorted(told, key=lambda one: ordered(*one)) == [
-        (False, 0.0), (False, 9.0), (None, 4.0), (True, -3.0), (True, 0.1)
-    ]  # fmt: skip
 
 
 def test_a_sum_weighs_each_reward():
