@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -35,18 +35,41 @@ class EngineSettings:
 
 
 class WeightSwap:
-    """vLLM worker extension: reload the weights from a folder, packed copies included."""
+    """vLLM worker extension: reload the weights from a folder or a stream, packed copies included."""
 
     def swap_weights(self, folder: str) -> None:
         """Load ``folder``'s weights into the running model of this worker."""
-        self.reload_weights(weights_path=folder)  # type: ignore[attr-defined]
+        self._swap(weights_path=folder)
+
+    def swap_streamed_weights(self, tensors: Iterable[tuple[str, Any]]) -> None:
+        """Load weights by their names in a checkpoint, each tensor as it comes; only a worker in this process can."""
+        self._swap(weights_iterator=iter(tensors))
+
+    def _swap(self, **weights: object) -> None:
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
+        try:
+            self.reload_weights(**weights)  # type: ignore[attr-defined]
+        except BaseException:
+            self._break_off(model)
+            raise
         head = getattr(model, "lm_head", None)
         if head is not None and next(model.parameters()).device.type == "cpu":
             # On a CPU a tied lm_head keeps a packed copy of the old weights, and reload_weights leaves it stale.
             from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
             dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+
+    def _break_off(self, model: Any) -> None:
+        """Give the layers that did not come their old weights back; else half a layer would wait for its other half."""
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+        from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+        for layer in model.modules():
+            info = get_layerwise_info(layer)
+            if info.can_load():
+                info.load_numel = 0
+                info.loaded_weights.clear()
+        finalize_layerwise_reload(model, self.model_runner.model_config)  # type: ignore[attr-defined]
 
 
 def start_engine(folder: Path, settings: EngineSettings) -> Any:

@@ -57,14 +57,33 @@ class LocalModel:
             raise ChatError(
                 f"{folder} has another architecture, vocabulary or stop tokens than {self.folder}: start a new engine"
             )
+        self._swap("swap_weights", str(folder), what=f"of {folder}")
+        self._become(folder, identity)
+
+    def stream(self, tensors: Iterable[tuple[str, Any]], *, like: Path, identity: str) -> None:
+        """Swap in weights that are nowhere on disk, tensor by tensor; the tokenizer and all else are ``like``'s.
+
+        They must be named as in a checkpoint of that folder's shape, and rounded to what one would hold: then the
+        engine answers as one does that loaded such a checkpoint. Where the stream breaks off, ChatError is raised and
+        the model is not usable until other weights are in.
+        """
+        if not self.fits(like):
+            raise ChatError(f"weights like {like}'s do not fit an engine made for {self.folder}: start a new engine")
+        self._swap("swap_streamed_weights", tensors, what="that are merged in memory")
+        self._become(like, identity)
+
+    def _swap(self, method: str, weights: object, *, what: str) -> None:
+        self.identity = ""  # half of the weights may be in, until all are
         try:
-            self._engine.collective_rpc("swap_weights", args=(str(folder),))
+            self._engine.collective_rpc(method, args=(weights,))
             self._engine.reset_prefix_cache()
         except Exception as error:
-            self.close()  # half of the weights may be in
-            raise ChatError(f"the weights of {folder} cannot be loaded: {one_line(str(error))}") from error
+            raise ChatError(f"the weights {what} cannot be loaded: {one_line(str(error))}") from error
+
+    def _become(self, folder: Path, identity: str) -> None:
+        if folder != self.folder:
+            self._set_tokenizer(folder)
         self.folder, self.identity = folder, identity
-        self._set_tokenizer(folder)
 
     def close(self) -> None:
         """Stop the engine and free its memory."""
@@ -143,6 +162,8 @@ class LocalModel:
     def _core(self) -> Any:
         if self._engine is None:
             raise ChatError(f"the engine that held {self.folder} is stopped: start a new one")
+        if not self.identity:
+            raise ChatError("the engine holds no whole model, for the last weights did not come in: load others")
         return self._engine.llm_engine
 
     def _set_tokenizer(self, folder: Path) -> None:
@@ -154,7 +175,7 @@ class LocalModel:
                 f"{folder} has no chat template, so it cannot be asked in turns: "
                 "add the chat_template.jinja that it was trained with, or give a chat model"
             )
-        self._context = int(self._core.model_config.max_model_len)
+        self._context = int(self._engine.llm_engine.model_config.max_model_len)
 
     def _too_long(self, tokens: int) -> str:
         return (

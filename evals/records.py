@@ -333,3 +333,61 @@ class TrainingPoint:
     learning_rate: float
     tokens: int  # seen so far
     extra: tuple[tuple[str, float], ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A search over merges of ``sources`` onto ``base`` for the best by an objective.
+
+    The JSON texts say which merges there are, what makes one better than another, and how they are gone through.
+    """
+
+    id: str  # content key of all that follows but the name
+    name: str
+    base: str  # a model identity, as the sources are
+    sources: tuple[str, ...]
+    space: str  # JSON: the parameters, with their kinds and values, and what all merges share
+    objective: str  # JSON: the scores that count, with their weights; penalties, constraints, questions
+    search: str  # JSON: the kind of search, and how trials are dropped
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One merge that a study tried; ``params`` is its point of the space, a JSON object of dotted names.
+
+    ``state`` is running (or killed: then it goes on), finished (asked every question of the search), dropped (after
+    the rung that it could no longer win from) or failed. What it scored is in the outcomes of its model.
+    """
+
+    study: str
+    number: int  # from 0, in the order in which they were proposed
+    model: str  # the merge's identity, which two trials share whose points make the same merge
+    params: str
+    state: str
+    rung: int  # rungs of questions that it has finished
+    questions: int  # asked so far, of all benchmarks together
+    making: float  # seconds that merging and loading took; 0 where nothing had to be made
+    answering: float  # seconds of answering
+    judging: float  # seconds of judging and scoring
+    dollars: float | None  # charged for its answers and judgments; None: some price is not known
+    note: str = ""  # why it was dropped or failed, for people
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a model is worth by a study's objective, on some of its questions: larger is better, with 95 % intervals.
+
+    A study's base and sources have outcomes too. ``amounts`` has one an objective; None where it could not be had.
+    """
+
+    study: str
+    model: str
+    part: str  # "search", or "holdout": questions that the search did not see
+    rung: int  # from 1: the outcome of a later rung rests on more questions
+    questions: int
+    amounts: tuple[float | None, ...]
+    lows: tuple[float | None, ...]
+    highs: tuple[float | None, ...]
+    feasible: bool  # keeps every constraint
+    parts: str  # JSON: [{"name", "kind": score, penalty, constraint or gap (to the base), "value", "low", ...}]

@@ -42,6 +42,7 @@ from fuseval.terminal import say, show, show_pages, stages
 
 if TYPE_CHECKING:
     from evals.records import Score
+    from fuseval.experiment import Experiment
     from fuseval.pipeline import Coverage, Run
     from results.store import Ledger
 
@@ -158,6 +159,45 @@ def merge(
         made = [models[merged.name] for merged in experiment.fusion.merges]
     show(mean_coefficients(made), as_json=as_json, title="Mean over the tensors")
     say(*(f"checkpoint: {candidate.folder}" for candidate in made))
+
+
+@app.command()
+def ablate(
+    file: Annotated[Path, typer.Argument(metavar="ABLATION.yaml", help="An experiment with a block `ablation`.")],
+    *,
+    ledger: LedgerOption = None,
+    limit: Limit = None,
+    budget: Dollars = None,
+    suggest: Annotated[int | None, typer.Option(min=1, help="Only say which so many recipes to try next.")] = None,
+    promote: Annotated[
+        Path | None, typer.Option(help="Write the best recipe as a checkpoint into this folder.")
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Which merges to write: best, all or none; default: the file's.")
+    ] = None,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="Try the best recipe without each of its sources.")
+    ] = False,
+    add: Annotated[str | None, typer.Option(help="Try the best recipe with this model as one source more.")] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search for the best merge: propose, merge in memory, answer, judge, score, and propose again."""
+    from fuseval.studying import Wanted, study
+
+    chosen = Choices.of(limit, None, budget=budget, retry_failed=False)
+    wanted = Wanted(suggest, promote, keep, leave_one_out, add, dry_run)
+    with _errors(), running("ablate", file, ledger, chosen, dry_run=wanted.only_looks, load=_load_ablation) as session:
+        told = study(session, wanted)
+        show(told.rows if as_json else told.table, as_json=as_json, title=told.title)
+        if (page := session.experiment.report) and not wanted.only_looks:
+            _write_page(session.ledger, Path(page).expanduser(), title=session.experiment.name)
+            say(f"report: {page}")
+    say(*told.sentences, f"ledger: {session.ledger.path}")
+    if told.stopped:
+        _fail(told.stopped, code=4)
+    if told.coverage < session.experiment.coverage:
+        _fail(f"coverage {told.coverage:.1%} is below {session.experiment.coverage:.1%}", code=3)
 
 
 @app.command()
@@ -448,6 +488,12 @@ def _leaderboard(
         say("What the paired differences show:", *(f"  {s.sentence}" for s in claims))
     if undecided := len(found.statements) - len(claims):
         say(f"No difference shown in {undecided} other comparisons; the report has them all.")
+
+
+def _load_ablation(file: Path) -> Experiment:
+    from fuseval.ablation_file import load_ablation
+
+    return load_ablation(file)
 
 
 def _write_page(ledger: Ledger, page: Path, *, title: str) -> None:

@@ -26,7 +26,7 @@ _PAID_REPLIES = 2  # that one request may bring: one that is no use, and the one
 
 @dataclass(slots=True)
 class Engines:
-    """Hands out chat models; the weights of a checkpoint must have been made.
+    """Hands out chat models; the weights of a checkpoint must have been made, or come as a stream.
 
     What endpoints charge is counted in ``budget``; ``prices`` is the user's price table.
     """
@@ -118,12 +118,21 @@ class Engines:
         self.ledger.flush()  # it is paid for from now on, and the replies that were stored before it are safe
 
     def _loaded(self, candidate: Candidate) -> LocalModel:
-        assert candidate.folder is not None
-        if self._local is not None and not self._local.fits(candidate.folder):
+        folder, stream = candidate.folder, candidate.stream
+        assert folder is not None
+        if folder.exists():
+            stream = None
+        if stream is not None:
+            folder = stream.like
+        if self._local is not None and not self._local.fits(folder):
             self.close()
         if self._local is None:
             self.watch("start vLLM", 0, 1)
-            self._local = LocalModel(candidate.folder, identity=candidate.id, settings=self.settings)
+            first = candidate.id if stream is None else f"like {candidate.id}"
+            self._local = LocalModel(folder, identity=first, settings=self.settings)
             self.watch("start vLLM", 1, 1)
-        self._local.load(candidate.folder, identity=candidate.id)
+        if stream is None:
+            self._local.load(folder, identity=candidate.id)
+        elif self._local.identity != candidate.id:
+            self._local.stream(stream.tensors(), like=folder, identity=candidate.id)
         return self._local

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
+from evals.records import Coefficient
 from fuseval.experiment import Experiment, Merge
-from fuseval.models import Candidate, Watch, inputs, make, resolve
+from fuseval.models import Candidate, Stream, Watch, inputs, make, resolve
 from fusion.recipe import Grid, MergeRecipe, Slice
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def merge_recipe(
@@ -69,6 +74,33 @@ def merge_weights(
         },
         on_tensor=_teller(watch, f"merge {' '.join(candidate.name for candidate in candidates)}"),
     )
+
+
+def streamed(
+    candidate: Candidate, models: Mapping[str, Candidate], *, hear: Callable[[Sequence[Coefficient]], None]
+) -> Candidate:
+    """Return the merge as one that is never written: its weights are merged anew each time that they are loaded.
+
+    The merge's base and sources must have been made by then, and it must have its base's shape. ``hear`` gets what
+    was used of every tensor, when all of them are there.
+    """
+    merge = candidate.merge
+    assert merge is not None
+    sources = [models[name].id for name in merge.sources]
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        from fusion.merge import merge as merge_stream
+
+        used: list[Coefficient] = []
+        yield from merge_stream(
+            _recipe(merge, models, without=None),
+            on_coefficient=lambda c: used.append(
+                Coefficient(candidate.id, c.tensor, None if c.source is None else sources[c.source], c.name, c.value)
+            ),
+        )
+        hear(used)
+
+    return replace(candidate, stream=Stream(_folder(models[merge.base]), tensors))
 
 
 def lay_over(candidate: Candidate, under: Candidate, *, watch: Watch) -> None:

@@ -7,7 +7,7 @@ identities of what goes into it. So a target or merge has its identity, and its 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -22,6 +22,8 @@ from fusion.hashes import content_hash
 from fusion.settings import ordered
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fuseval.sampling import Asker
 
 
@@ -41,6 +43,14 @@ class Template:
 
 
 @dataclass(frozen=True, slots=True)
+class Stream:
+    """Weights that are never written: named tensors, as a checkpoint of the same shape as ``like`` would hold them."""
+
+    like: Path  # a checkpoint folder, whose tokenizer the model has
+    tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A model of the experiment: its ledger record, where its weights are or will be, or its endpoint."""
 
@@ -57,6 +67,7 @@ class Candidate:
     template: Template | None = None  # another chat template than its files have
     family: str | None = None  # as the experiment says; None: to be guessed
     strip_thinking: bool = False  # out of what it says, which makes another model of it
+    stream: Stream | None = None  # where to take its weights from as long as ``folder`` is not there
 
     @property
     def id(self) -> str:
@@ -81,7 +92,7 @@ def resolve(experiment: Experiment, *, beside: Path, cache: Path) -> dict[str, C
     for target in experiment.fusion.targets:
         found[target.name] = _target(target, found, beside=beside, folder=folder, seed=experiment.seed)
     for merge in experiment.fusion.merges:
-        found[merge.name] = _merge(merge, found, folder=folder)
+        found[merge.name] = merge_candidate(merge, found, folder=folder)
     specs: list[ModelSpec | Target | Merge] = [
         *experiment.models,
         *experiment.fusion.targets,
@@ -89,7 +100,7 @@ def resolve(experiment: Experiment, *, beside: Path, cache: Path) -> dict[str, C
     ]
     for made in specs:
         if made.strip_thinking:
-            found[made.name] = _without_thinking(found[made.name])
+            found[made.name] = without_thinking(found[made.name])
     names: dict[str, str] = {}
     for name, candidate in found.items():
         if other := names.get(candidate.id):
@@ -109,7 +120,7 @@ def is_at_hand(candidate: Candidate) -> bool:
 
 
 def make(candidate: Candidate, models: Mapping[str, Candidate], *, watch: Watch, asker: Asker | None = None) -> None:
-    """Make the candidate's weights and those that go into it, where they are missing.
+    """Make the candidate's weights and those that go into it, where they are missing; a stream's own are not written.
 
     ``asker`` asks the sources of implicit fusions, and must be there for those. Raises FusionError.
     What was made before is never made again; a stopped making leaves nothing under the name.
@@ -138,7 +149,7 @@ def make(candidate: Candidate, models: Mapping[str, Candidate], *, watch: Watch,
         from fuseval.merging import lay_over
 
         lay_over(candidate, models[candidate.adapter_of], watch=watch)
-    elif candidate.merge:
+    elif candidate.merge and not candidate.stream:
         from fuseval.merging import merge_weights
 
         merge_weights([candidate], models, watch=watch)
@@ -217,7 +228,8 @@ def _under_template(candidate: Candidate, file: Path, *, cache: Path) -> Candida
     return Candidate(model, candidate.evaluate, cache / "templates" / identity, template=Template(text, candidate))
 
 
-def _without_thinking(candidate: Candidate) -> Candidate:
+def without_thinking(candidate: Candidate) -> Candidate:
+    """Return the model whose thinking is taken out of what it says: another model of the same weights."""
     identity = content_key("without thinking", candidate.id)
     return replace(candidate, model=replace(candidate.model, id=identity), strip_thinking=True)
 
@@ -246,7 +258,8 @@ def _target(target: Target, known: Mapping[str, Candidate], *, beside: Path, fol
     )  # fmt: skip
 
 
-def _merge(merge: Merge, known: Mapping[str, Candidate], *, folder: Path) -> Candidate:
+def merge_candidate(merge: Merge, known: Mapping[str, Candidate], *, folder: Path) -> Candidate:
+    """Return the merge as a model, with the identity that its recipe gives it."""
     from fusion.recipe import VERSION
 
     recipe = {

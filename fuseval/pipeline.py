@@ -42,6 +42,7 @@ class Run:
     people: Path | None = None  # file of people's votes on answers
     retry_failed: bool = False  # ask again, too, what will most likely fail again
     helps: bool = False  # one of several processes that train together, but the first, which does all the rest
+    given: tuple[Asked, ...] | None = None  # the benchmarks with their questions; None: the experiment's
 
     @property
     def base(self) -> Candidate:
@@ -68,6 +69,8 @@ class Run:
     @cached_property
     def asked(self) -> list[Asked]:
         """The benchmarks, each with the questions that are asked."""
+        if self.given is not None:
+            return list(self.given)
         return asked(self.experiment, asset=self.asset, limit=self.limit, only=self.only)
 
     def is_answered(self, candidate: Candidate) -> bool:

@@ -88,6 +88,26 @@ def score(
     return unknown
 
 
+def score_models(ledger: Ledger, known: Benchmark, models: Collection[str]) -> None:
+    """Score these models on one benchmark, as :func:`score` does, and leave the scores of all others as they are.
+
+    Differences and marks of suspicious answers are left out: they take the whole ledger.
+    """
+    told, _ = _evidence(ledger, known, cast(ledger), models=models)
+    scored = known.score(told)
+    means, _ = scores_and_differences(scored.items, (), benchmark=known.name, version=known.version)
+    means = [replace(s, flags=scored.flags.get((s.model, s.judge, s.baseline, s.metric), ())) for s in means]
+    means += [replace(s, metric=other) for other, metric in scored.same.items() for s in means if s.metric == metric]
+    ledger.put_scores(
+        [*means, *(s for s in scored.scores if s.model in models)],
+        benchmark=known.name,
+        version=known.version,
+        provenance={"scored_with": versions()},
+        items=scored.items,
+        models=models,
+    )
+
+
 def published_figures(ledger: Ledger, *, asset: Locate, benchmark: str | None = None) -> list[Score]:
     """Return the figures that the published way of scoring gives, where they differ from ours; nothing is stored."""
     who = cast(ledger)
@@ -126,8 +146,13 @@ def _stored(ledger: Ledger, asset: Locate, benchmark: str | None, unknown: list[
                 unknown.append(f"{name}@{version}")
 
 
-def _evidence(ledger: Ledger, known: Benchmark, who: Cast) -> tuple[Evidence, DataFrame]:
-    """Return what the benchmark is scored from, and everything that was said, of controls and in retests too."""
+def _evidence(
+    ledger: Ledger, known: Benchmark, who: Cast, *, models: Collection[str] | None = None
+) -> tuple[Evidence, DataFrame]:
+    """Return what the benchmark is scored from, and everything that was said, of controls and in retests too.
+
+    With ``models``, what these alone are scored from.
+    """
     import pandas as pd
 
     place = {"benchmark": known.name, "version": known.version}
@@ -137,23 +162,29 @@ def _evidence(ledger: Ledger, known: Benchmark, who: Cast) -> tuple[Evidence, Da
     # Published answers are what they are: two files may have them in two texts.
     said = evidence.judged(ledger, **place, beside_too=known.against != "published")
     if known.check is not no_check:
-        checked = _checked(ledger, known, questions)
+        checked = _checked(ledger, known, questions, models)
         said = pd.concat([frame for frame in (checked, said) if len(frame)] or [said], ignore_index=True)
+    if models is not None:
+        said = said[said["model"].isin(list(models))].reset_index(drop=True)
     everything = with_panels(said, who, questions)
     said = compared(everything, who)
-    selections = {s.model: s for s in ledger.selections(**place)}
-    answered = [m for m in evidence.answering_models(ledger, **place) if m not in who.controls]
+    selections = {s.model: s for s in ledger.selections(**place) if models is None or s.model in models}
+    every = evidence.answering_models(ledger, **place) if models is None else models
+    answered = [m for m in every if m not in who.controls]
     wanted = _wanted(known, questions, selections, answered, said)
     return Evidence(questions, wanted, said, lambda: texts(ledger, known, who)), everything
 
 
-def _checked(ledger: Ledger, known: Benchmark, questions: Sequence[Question]) -> DataFrame:
-    """Check the answers that count, and store and return the verdicts."""
+def _checked(
+    ledger: Ledger, known: Benchmark, questions: Sequence[Question], models: Collection[str] | None
+) -> DataFrame:
+    """Check the answers that count, of all models or of these, and store and return the verdicts."""
     import pandas as pd
 
     by_id = {q.id: q for q in questions}
     conversations = defaultdict(list)
-    for a in ledger.answers(keys=evidence.current_keys(ledger, benchmark=known.name, version=known.version)):
+    keys = evidence.current_keys(ledger, benchmark=known.name, version=known.version, models=models)
+    for a in ledger.answers(keys=keys):
         conversations[a.model, a.question].append(a)
     checks = (known.check(by_id[q], sorted(answers, key=lambda a: a.turn)) for (_, q), answers in conversations.items())
     found: list[Verdict] = [v for v in checks if v is not None]

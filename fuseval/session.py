@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,10 +46,11 @@ def running(
     chosen: Choices = Choices(),
     *,
     dry_run: bool = False,
+    load: Callable[[Path], Experiment] | None = None,
 ) -> Iterator[Run]:
     """Check everything that can be checked, then open the ledger and the engines, and close them whatever happens.
 
-    A dry run stores nothing.
+    A dry run stores nothing. ``load`` reads the file, where it is more than an experiment.
     """
     from evals.budget import Budget
     from fuseval.config import load_experiment, locate
@@ -59,7 +60,7 @@ def running(
     from fuseval.scoring import versions
     from results.evidence import spent
 
-    experiment = load_experiment(file)
+    experiment = (load or load_experiment)(file)
     if chosen.budget is not None:
         experiment = experiment.model_copy(update={"budget": chosen.budget})
     models = resolve(experiment, beside=file.parent, cache=cache_folder())

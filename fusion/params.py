@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from numbers import Real
 from operator import contains
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from fusion.errors import RecipeError
@@ -62,7 +63,8 @@ def silent(name: str, values: Sequence[float]) -> None:
     """Let a coefficient pass unheard."""
 
 
-def parameters(method: Callable[..., object]) -> dict[str, Parameter]:
+@cache  # a search asks for the same few methods' thousands of times
+def parameters(method: Callable[..., object]) -> Mapping[str, Parameter]:
     """Return the arguments that configure a method: the keyword-only ones whose annotation says what they may be."""
     hints = get_type_hints(method, include_extras=True)
     found = {}
@@ -70,7 +72,7 @@ def parameters(method: Callable[..., object]) -> dict[str, Parameter]:
         if parameter.kind is parameter.KEYWORD_ONLY and (kind := _kind(hints[name])):
             optional = type(None) in get_args(hints[name])
             found[name] = Parameter(kind, parameter.default is parameter.empty, optional)
-    return found
+    return MappingProxyType(found)
 
 
 def check_value(what: str, value: object, kind: Kind, *, sources: int) -> None:

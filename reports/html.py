@@ -21,11 +21,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evals.records import Model
+from reports.ablation import ablation
 from reports.audit import judge_audit, visible
 from reports.browser import browser_data
 from reports.claims import Statement
 from reports.compare import Comparison, comparison, without_flagged
 from reports.costs import cost_groups, cost_parts, cost_total
+from reports.figure_svg import svg
 from reports.figures import differences_figure, leaderboard_figure, training_figure
 from reports.marks import ATTACK, MARK, detectors, footnotes, marked_models
 from reports.numbers import interval, number, p_text
@@ -69,6 +71,7 @@ def page(ledger: Ledger, *, title: str, notes: Sequence[str] | None = None) -> s
             models=[model.name for model in models],
             flagged=audit["flagged"] + audit["stray"],
         ),
+        **({"studies": []} | ablation(ledger)),
         **audit,
         "cost_total": cost_total(costs),
         "cost_groups": cost_groups(costs),
@@ -112,6 +115,7 @@ def _render(**context: Any) -> str:
     names = {
         "leaderboard": True,
         "differences": context["differences"],
+        "ablation": context["studies"],
         "answers": context["has_answers"],
         "judges": any(context[name] for name in ("orders", "blocks", "matrices", "flagged", "stray", "served")),
         "costs": context["cost_groups"],
@@ -186,7 +190,7 @@ def _score_groups(rows: Sequence[LeaderboardRow]) -> list[dict[str, Any]]:
                 "unflagged": any(row.unflagged_n is not None for row in found),
                 "marked": names,
                 "footnotes": footnotes(of_names),
-                "figure": leaderboard_figure(found, name=f"leaderboard-{place}", marked=names) if drawn else "",
+                "figure": svg(leaderboard_figure(found, name=f"leaderboard-{place}", marked=names)) if drawn else "",
             }
         )
     return groups
@@ -203,7 +207,7 @@ def _difference_groups(
     groups = []
     for place, ((benchmark, version, metric, judge, other, baseline), found) in enumerate(grouped.items()):
         drawn = any(each.verdict != "missing" for each in found)
-        figure = differences_figure(found, name=f"differences-{place}") if drawn else ""
+        figure = svg(differences_figure(found, name=f"differences-{place}")) if drawn else ""
         title = f"{benchmark} {version} · {metric}, minus {other}"
         both = f", both against {baseline}" if baseline not in ("", other) else ""
         shown = {"rows": found, "figure": figure, "marked": marked.get((benchmark, version), ())}
@@ -221,7 +225,7 @@ def _training(rows: Sequence[TrainingRow]) -> dict[str, Any]:
         points = sorted((row for row in rows if row.model_name == name), key=lambda row: row.step)
         ends = {"first": points[0].loss, "last": points[-1].loss}
         curves.append({"model": name, "steps": points[-1].step, "tokens": points[-1].tokens, **ends})
-    return {"curves": curves, "training_figure": training_figure(rows) if rows else ""}
+    return {"curves": curves, "training_figure": svg(training_figure(rows)) if rows else ""}
 
 
 def _recipes(models: Sequence[Model]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import operator
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from evals.records import JudgeRequest, Judgment, Sampling
@@ -66,10 +66,11 @@ def current_answers(ledger: Ledger, *, benchmark: str, version: str) -> DataFram
     return pd.DataFrame({name: pd.Series(column, dtype=column.dtype) for name, column in found.items()})
 
 
-def current_keys(ledger: Ledger, *, benchmark: str, version: str) -> list[str]:
-    """Return the keys of the answers that count."""
-    query = f"{_CURRENT} SELECT key FROM current_answers ORDER BY model, question, turn"
-    return [key for (key,) in ledger.sql(query, benchmark, version).fetchall()]
+def current_keys(ledger: Ledger, *, benchmark: str, version: str, models: Collection[str] | None = None) -> list[str]:
+    """Return the keys of the answers that count, of all models or of these."""
+    which, whose = ("", []) if models is None else ("WHERE model IN (SELECT unnest($3::VARCHAR[]))", [list(models)])
+    query = f"{_CURRENT} SELECT key FROM current_answers {which} ORDER BY model, question, turn"
+    return [key for (key,) in ledger.sql(query, benchmark, version, *whose).fetchall()]
 
 
 def answered(ledger: Ledger, *, benchmark: str, version: str) -> tuple[dict[str, int], str]:

@@ -323,6 +323,55 @@ CREATE TABLE rewards (                     -- how good answers were found, to ch
     PRIMARY KEY (answer, scorer)
 );
 
+-- version 6
+
+CREATE TABLE studies (                     -- searches over merges
+    id VARCHAR PRIMARY KEY,
+    name VARCHAR NOT NULL,
+    base VARCHAR NOT NULL,                 -- models.id, as the sources are
+    sources VARCHAR[] NOT NULL,
+    space VARCHAR NOT NULL,                -- JSON text, as the next two
+    objective VARCHAR NOT NULL,
+    search VARCHAR NOT NULL,
+    seed BIGINT NOT NULL,
+    run VARCHAR,                           -- the last that went on with it
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+
+CREATE TABLE trials (
+    study VARCHAR,                         -- studies.id
+    number BIGINT,                         -- from 0, in the order in which they were proposed
+    model VARCHAR NOT NULL,
+    params VARCHAR NOT NULL,               -- JSON text: a point of the study's space
+    state VARCHAR NOT NULL,                -- running, finished, dropped or failed
+    rung BIGINT NOT NULL,                  -- rungs of questions that it has finished
+    questions BIGINT NOT NULL,             -- asked so far
+    making DOUBLE NOT NULL,                -- seconds, as the next two
+    answering DOUBLE NOT NULL,
+    judging DOUBLE NOT NULL,
+    dollars DOUBLE,                        -- NULL: some price is not known
+    note VARCHAR NOT NULL,                 -- why it was dropped or failed
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (study, number)
+);
+
+CREATE TABLE outcomes (                    -- what models are worth by a study's objective
+    study VARCHAR,
+    model VARCHAR,                         -- of a trial, or the study's base or a source of it
+    part VARCHAR,                          -- search, or holdout: questions that the search did not see
+    rung BIGINT,                           -- from 1
+    questions BIGINT NOT NULL,             -- that it rests on
+    amounts DOUBLE[] NOT NULL,             -- one an objective, larger is better; NULL: could not be had
+    lows DOUBLE[] NOT NULL,
+    highs DOUBLE[] NOT NULL,
+    feasible BOOLEAN NOT NULL,             -- keeps every constraint
+    parts VARCHAR NOT NULL,                -- JSON text: the scores, penalties and constraints that it is made of
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (study, model, part, rung)
+);
+
 -- views
 
 CREATE OR REPLACE VIEW model_names AS
@@ -583,3 +632,47 @@ LEFT JOIN model_names m ON m.id = f.model
 LEFT JOIN questions q ON q.benchmark = f.benchmark AND q.version = f.version AND q.id = f.question
 ORDER BY f.benchmark, f.version, model_name, f.model, f.detector, q.position, f.question, a.turn, f.answer;
 COMMENT ON VIEW answer_flags_wide IS 'Every answer that looks like an attack on its judge: its model''s name, the detector, what it found, and the answer.';
+
+CREATE OR REPLACE VIEW trials_wide AS
+WITH last AS (
+    SELECT * FROM outcomes
+    QUALIFY row_number() OVER (PARTITION BY study, model, part ORDER BY rung DESC) = 1
+)
+SELECT
+    t.study,
+    s.name AS study_name,
+    t.number,
+    t.model,
+    coalesce(m.display, t.model) AS model_name,
+    t.params,
+    t.state,
+    t.rung,
+    o.amounts[1] AS value,
+    o.lows[1] AS low,
+    o.highs[1] AS high,
+    o.amounts AS amounts,
+    o.lows,
+    o.highs,
+    o.feasible,
+    t.state = 'finished' AND o.feasible AND len(o.amounts) = 1 AND row_number() OVER (
+        PARTITION BY t.study
+        ORDER BY t.state = 'finished' AND o.feasible DESC, o.amounts[1] DESC NULLS LAST, t.number
+    ) = 1 AS best,
+    h.amounts[1] AS holdout,
+    h.lows[1] AS holdout_low,
+    h.highs[1] AS holdout_high,
+    o.parts,
+    t.questions,
+    t.dollars,
+    t.making,
+    t.answering,
+    t.judging,
+    t.making + t.answering + t.judging AS seconds,
+    t.note
+FROM trials t
+LEFT JOIN studies s ON s.id = t.study
+LEFT JOIN last o ON o.study = t.study AND o.model = t.model AND o.part = 'search'
+LEFT JOIN last h ON h.study = t.study AND h.model = t.model AND h.part = 'holdout'
+LEFT JOIN model_names m ON m.id = t.model
+ORDER BY study_name, t.study, t.number;
+COMMENT ON VIEW trials_wide IS 'Every merge that a study tried, with its name, parameters, what it is worth by the objective on the questions that it was asked (of several objectives: value is of the first, amounts of all) and on those held out, whether it is the best of the study, and what it cost.';

@@ -33,11 +33,14 @@ from evals.records import (
     JudgeRequest,
     Judgment,
     Model,
+    Outcome,
     Question,
     Reward,
     Score,
     Selection,
+    Study,
     TrainingPoint,
+    Trial,
     Verdict,
 )
 from results.connect import connect
@@ -146,17 +149,20 @@ class Ledger:
         provenance: Mapping[str, Any],
         items: DataFrame | None = None,
         differences: Iterable[Difference] = (),
+        models: Iterable[str] | None = None,
     ) -> None:
-        """Replace all of a benchmark's scores, their items and differences, now and in one step.
+        """Replace a benchmark's scores, their items and differences, of all models or of these, now and in one step.
 
         ``items`` has the columns of ``item_scores`` that are not given here; ``provenance`` says what the scores rest
         on (see ``scores.provenance`` in ``schema.sql``).
         """
         text = clean(json.dumps(dict(provenance), ensure_ascii=False, allow_nan=False, sort_keys=True))
         rows = [*(_row(score, text) for score in scores), *(_row(difference) for difference in differences)]
+        which, whose = ("", []) if models is None else (f"AND model IN {_AMONG}", [_cleaned(models)])
         with self._writing() as connection:
             for table in ("scores", "item_scores", "differences"):
-                connection.execute(f"DELETE FROM {table} WHERE benchmark = ? AND version = ?", [benchmark, version])
+                old = f"DELETE FROM {table} WHERE benchmark = ? AND version = ? {which}"
+                connection.execute(old, [benchmark, version, *whose])
             if items is not None:
                 connection.register("incoming_items", items)
                 connection.execute(
@@ -315,6 +321,18 @@ class Ledger:
     def rewards(self, *, scorer: str | None = None, answers: Iterable[str] | None = None) -> list[Reward]:
         """Return how good answers were found, by scorer and by the answers' keys."""
         return self._read(Reward, among={"answer": answers}, scorer=scorer)
+
+    def studies(self, *, base: str | None = None) -> list[Study]:
+        """Return the searches over merges, of one base or all."""
+        return self._read(Study, base=base)
+
+    def trials(self, study: str | None = None) -> list[Trial]:
+        """Return the merges that were tried, of one study (by its id) or all."""
+        return self._read(Trial, study=study)
+
+    def outcomes(self, study: str | None = None, *, part: str | None = None) -> list[Outcome]:
+        """Return what models are worth by the objective of a study, rung by rung."""
+        return self._read(Outcome, study=study, part=part)
 
     def imported(self, *, kind: str | None = None) -> list[Imported]:
         """Return what imported files held beyond the records made of them."""

@@ -23,12 +23,15 @@ from evals.records import (
     Judgment,
     Message,
     Model,
+    Outcome,
     Question,
     Reward,
     Sampling,
     Score,
     Selection,
+    Study,
     TrainingPoint,
+    Trial,
     Verdict,
 )
 
@@ -50,6 +53,9 @@ Record: TypeAlias = (
     | Audit
     | Batch
     | Reward
+    | Study
+    | Trial
+    | Outcome
 )
 
 
@@ -140,6 +146,16 @@ def _texts(value: Any) -> list[str]:
     return [_text(item) for item in value]
 
 
+def _numbers(value: Any) -> list[float | None]:
+    return [None if item is None else float(item) for item in value]
+
+
+def _yes_or_no(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"need a bool, got {type(value).__name__}")
+    return value
+
+
 def _same(value: Any) -> Any:
     return value
 
@@ -191,7 +207,9 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "int": _INTEGER,
     "float": _NUMBER,
     "float | None": _NUMBER_OR_NONE,
+    "bool": ("BOOLEAN", _yes_or_no, bool),
     "tuple[str, ...]": ("VARCHAR[]", _texts, tuple),
+    "tuple[float | None, ...]": ("DOUBLE[]", _numbers, tuple),
     "Sampling": ("JSON", _store_sampling, _load_sampling),
     "tuple[Message, ...]": ("JSON", _store_messages, _load_messages),
 }
@@ -274,6 +292,9 @@ TABLES: Mapping[type[Any], Table] = {
     Audit: _table(Audit, "audits", key="judge benchmark version measure other", replace=True),
     Batch: _table(Batch, "batches", key="id place", replace=True),
     Reward: _table(Reward, "rewards", key="answer scorer", replace=True),
+    Study: _table(Study, "studies", key="id", order="name, id", replace=True),
+    Trial: _table(Trial, "trials", key="study number", replace=True),
+    Outcome: _table(Outcome, "outcomes", key="study model part rung", replace=True),
 }
 
 ITEMS = _table(ItemScore, "item_scores", order="model, benchmark, version, judge, baseline, metric, question")

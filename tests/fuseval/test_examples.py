@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fuseval.ablation_file import load_ablation
 from fuseval.experiment import Experiment
+from fuseval.searching import all_points
 from fuseval.training import target_params
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -23,7 +25,9 @@ def experiment(name: str) -> Experiment:
     return Experiment.model_validate(yaml.safe_load((EXAMPLES / name).read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("file", sorted(p.name for p in EXAMPLES.glob("*.yaml") if not p.name.startswith("merge")))
+@pytest.mark.parametrize(
+    "file", sorted(p.name for p in EXAMPLES.glob("*.yaml") if not p.name.startswith(("merge", "ablation")))
+)
 def test_an_example_is_an_experiment(file):
     read = experiment(file)
     names = [model.name for model in read.models]
@@ -34,6 +38,14 @@ def test_an_example_is_an_experiment(file):
         names.append(target.name)
     for merge in read.fusion.merges:
         assert {merge.base, *merge.sources} <= set(names)
+
+
+def test_the_ablation_is_twelve_merges_three_methods_of_four_values(smollm2_gguf):
+    assert smollm2_gguf.exists()
+    read = load_ablation(EXAMPLES / "ablation.yaml")
+    points = list(all_points(read.space))
+    assert len(points) == 12
+    assert {point["method"] for point in points} == {"linear", "ties", "sce"}
 
 
 @pytest.mark.parametrize("target", FUSECHAT3)

@@ -79,7 +79,7 @@ def tokenizer_folder(folder: Path, *, size: int, unigram: bool = False, texts: I
     return folder
 
 
-def model_folder(folder: Path, *, size: int = 400, unigram: bool = False, seed: int = 0) -> Path:
+def model_folder(folder: Path, *, size: int = 400, unigram: bool = False, seed: int = 0, hidden_size: int = 32) -> Path:
     """Write a random Llama of two layers with its tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -88,7 +88,7 @@ def model_folder(folder: Path, *, size: int = 400, unigram: bool = False, seed: 
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(AutoTokenizer.from_pretrained(folder)),
-        hidden_size=32,
+        hidden_size=hidden_size,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,

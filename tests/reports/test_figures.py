@@ -4,8 +4,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from reports import figures
 from reports.claims import statement
-from reports.figures import differences_figure, leaderboard_figure, training_figure
+from reports.figure_svg import svg
 from results.queries import DifferenceRow, LeaderboardRow, TrainingRow
 
 SCORE = LeaderboardRow("5f", "sce", "merge", "starter", "1", "check", "check", None, "accuracy", 40, 20, 60, 12, 0, ())
@@ -13,8 +14,20 @@ DIFFERENCE = DifferenceRow("sce", "base", "starter", "1", "check", None, "accura
 LOSSES = [TrainingRow(name, step, 3 - step / 10, 1e-4, step * 100) for name in ("a", "b") for step in range(9)]
 
 
-def text(svg):
-    return " ".join(ElementTree.fromstring(svg).itertext())
+def leaderboard_figure(rows, **options):
+    return svg(figures.leaderboard_figure(rows, **options))
+
+
+def differences_figure(statements):
+    return svg(figures.differences_figure(statements))
+
+
+def training_figure(rows):
+    return svg(figures.training_figure(rows))
+
+
+def text(drawn):
+    return " ".join(ElementTree.fromstring(drawn).itertext())
 
 
 @pytest.mark.slow
@@ -35,9 +48,9 @@ def test_figures_of_one_page_share_no_id():
 
 
 def test_a_figure_holds_nothing_that_a_strict_page_forbids():
-    for svg in (leaderboard_figure([SCORE]), differences_figure([statement(DIFFERENCE)]), training_figure(LOSSES)):
-        assert not re.search(r"<style|<script|style=|<!DOCTYPE|xlink|https?://(?!www\.w3\.org/2000/svg)", svg)
-        assert "currentColor" in svg
+    for drawn in (leaderboard_figure([SCORE]), differences_figure([statement(DIFFERENCE)]), training_figure(LOSSES)):
+        assert not re.search(r"<style|<script|style=|<!DOCTYPE|xlink|https?://(?!www\.w3\.org/2000/svg)", drawn)
+        assert "currentColor" in drawn
 
 
 def test_a_long_name_keeps_the_end_that_tells_it_apart():
@@ -62,9 +75,9 @@ def test_a_missing_score_is_drawn_as_the_word():
 
 def test_a_hostile_name_is_only_text():
     name = 'x" style="a"><script>\x00\u202e$\\frac'
-    svg = leaderboard_figure([dataclasses.replace(SCORE, name=name)])
-    assert 'x" style="a"><script>$' in text(svg)
-    assert "script" not in {element.tag for element in ElementTree.fromstring(svg).iter()}
+    drawn = leaderboard_figure([dataclasses.replace(SCORE, name=name)])
+    assert 'x" style="a"><script>$' in text(drawn)
+    assert "script" not in {element.tag for element in ElementTree.fromstring(drawn).iter()}
 
 
 def test_letters_that_the_font_lacks_are_left_to_the_reader():
@@ -72,5 +85,5 @@ def test_letters_that_the_font_lacks_are_left_to_the_reader():
 
 
 def test_figures_of_nothing_are_empty_but_valid():
-    for svg in (leaderboard_figure([]), differences_figure([]), training_figure([])):
-        assert ElementTree.fromstring(svg).get("role") == "img"
+    for drawn in (leaderboard_figure([]), differences_figure([]), training_figure([])):
+        assert ElementTree.fromstring(drawn).get("role") == "img"
