@@ -10,6 +10,7 @@ arXiv:1604.00772, warm-started as Nomura et al. 2021 (AAAI). NSGA-II: Deb et al.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import warnings
 from collections.abc import Iterator, Sequence
@@ -201,6 +202,9 @@ def check_search(space: Space, kind: str, *, objectives: int = 1) -> None:
         raise SearchError("the space is empty; give it a parameter, such as params.select_topk: {low: 0.1, high: 1}")
     if objectives < 1:
         raise SearchError("a search needs an objective; give one")
+    packages = () if kind == "grid" else ("optuna", "cmaes") if kind == "cma_es" else ("optuna",)
+    if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
+        raise SearchError(f"{kind} needs {', '.join(missing)}, not installed here: pip install 'fuseval[ablate]'")
     if kind == "grid":
         try:
             next(points(space), None)
