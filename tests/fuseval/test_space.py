@@ -1,9 +1,14 @@
 """A search space reads what people write, goes into JSON and back, and its points make merges."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 from pydantic import ValidationError
 
+from fuseval.ablation_file import AblationSpec
 from fuseval.config import ConfigError
+from fuseval.searching import Searcher
 from fuseval.space import ParameterSpec, fits, from_json, points, rounded, to_json, values_of
 from fuseval.variant import Variant, can_be, read_space, variant
 
@@ -182,3 +187,11 @@ def test_a_parameter_is_either_a_choice_or_a_range(given, text):
 def test_a_grid_over_a_continuous_parameter_is_refused():
     with pytest.raises(ValueError, match=r"a grid needs every value of 'params\.scale': give values"):
         next(points(space({"params.scale": {"low": 0.1, "high": 1.0}}, method="task_arithmetic")))
+
+
+def test_the_example_of_the_docs_makes_merges():
+    text = (Path(__file__).parents[2] / "docs/ablating.md").read_text(encoding="utf-8")
+    block = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    given = AblationSpec.model_validate(block["ablation"])
+    made = read_space(given.space, sources=given.sources, method=given.method, params=given.params)
+    assert can_be(made, Searcher(made, given.search.kind).ask([]))
