@@ -336,35 +336,84 @@ def report(
     *,
     ledger: LedgerFile = DEFAULT_LEDGER,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="HTML page to write; default report.html.")
+        Path | None,
+        typer.Option("-o", "--output", help="Where to write: the HTML page, the model card, the data set's folder."),
     ] = None,
-    title: Annotated[str | None, typer.Option(help="The page's heading; default: the ledger's name.")] = None,
+    title: Annotated[str | None, typer.Option(help="The heading; default: the ledger's name.")] = None,
     as_json: AsJson = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print the leaderboard as CSV.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the leaderboard as Markdown.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="Print the leaderboard as LaTeX (booktabs).")] = False,
+    differences: Annotated[
+        bool, typer.Option("--differences", help="Print the paired differences in place of the leaderboard.")
+    ] = False,
+    statements: Annotated[
+        bool, typer.Option("--statements", help="Print a sentence for each paired difference: what it shows.")
+    ] = False,
+    context: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=MODELS]",
+            help="Print a published leaderboard's models among the others: alpaca_eval, arena_hard, or only those that "
+            "a pattern picks, as in alpaca_eval='*Llama-3*'.",
+        ),
+    ] = None,
+    leaderboard_rows: Annotated[
+        str | None,
+        typer.Option(metavar="alpaca_eval|arena_hard", help="Print rows as that project's leaderboard has them."),
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write every figure as SVG, PNG, PDF and CSV.")
+    ] = None,
+    model_card: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Write the model's results into the card -o (README.md).")
+    ] = None,
+    publish: Annotated[
+        str | None,
+        typer.Option(metavar="ORGANISATION/NAME", help="Write the leaderboard as a data set of the Hub; see --yes."),
+    ] = None,
+    with_answers: Annotated[bool, typer.Option("--with-answers", help="Publish the answers too.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Really upload what --publish has written.")] = False,
+    token_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the Hub's token; default: HF_TOKEN.")
+    ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Show a live report on this machine while the ledger is being filled.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where --serve listens; 0: any free port.")] = 8765,
 ) -> None:
-    """Write the ledger's comparison as one HTML page, or print it in another format."""
+    """Write the ledger's comparison as one HTML page, or print, draw or publish it in another form."""
     with _errors():
-        from fuseval.config import ConfigError
-        from reports import compare
+        from fuseval import reporting
 
-        formats = [
-            (as_json, compare.to_json),
-            (csv, compare.to_csv),
-            (markdown, compare.to_markdown),
-            (latex, compare.to_latex),
-        ]
-        wanted = [write for flag, write in formats if flag]
-        if len(wanted) > 1:
-            raise ConfigError("--json, --csv, --markdown and --latex exclude each other: give one")
+        if serve:
+            from fuseval.serving import serve as serve_live
+
+            def ready(address: str) -> None:
+                say(f"live report: {address} (to this machine only; Ctrl+C ends it)")
+
+            serve_live(ledger, title=title or ledger.stem, port=port, asset=locate_asset(), ready=ready)
+            return
+        given = zip(reporting.FORMATS, (as_json, csv, markdown, latex), strict=True)
+        wanted = reporting.Wanted(
+            output=output,
+            title=title,
+            formats=[name for name, flag in given if flag],
+            differences=differences,
+            statements=statements,
+            context=context or (),
+            rows_of=leaderboard_rows,
+            figures=figures,
+            card_of=model_card,
+            publish=publish,
+            answers=with_answers,
+            really=yes,
+            token_env=token_env or reporting.TOKEN_ENV,
+        )
         with open_ledger(ledger, read_only=True) as opened:
-            for write in wanted:
-                sys.stdout.write(write(compare.comparison(opened).rows))
-            if output or not wanted:
-                page = output or Path("report.html")
-                _write_page(opened, page, title=title or ledger.stem)
-                say(f"report: {page}")
+            made = reporting.report(opened, wanted)
+        sys.stdout.write(made.text)
+        say(*made.lines)
 
 
 @app.command()
@@ -443,6 +492,7 @@ def _errors() -> Iterator[None]:
     from evals.catalog import UnknownBenchmark
     from evals.chat import ChatError
     from fuseval.config import ConfigError
+    from fuseval.publishing import PublishError
     from fusion.errors import FusionError
     from results.errors import LedgerError
 
@@ -450,7 +500,7 @@ def _errors() -> Iterator[None]:
         yield
     except (ConfigError, UnknownBenchmark) as error:
         _fail(str(error), code=2)
-    except (ChatError, FusionError, LedgerError, AssetError) as error:
+    except (ChatError, FusionError, LedgerError, AssetError, PublishError) as error:
         _fail(str(error), code=1)
     except BudgetReached as error:
         _fail(str(error), code=4)

@@ -59,6 +59,7 @@ def running(
     from fuseval.pipeline import Run
     from fuseval.scoring import versions
     from results.evidence import spent
+    from results.snapshot import answering_requests
 
     experiment = (load or load_experiment)(file)
     if chosen.budget is not None:
@@ -67,7 +68,11 @@ def running(
     path = ledger or Path(experiment.ledger).expanduser()
     asset = locate_asset()
     helps = _helps(command, experiment)
-    with open_or_pretend(path, read_only=dry_run, elsewhere=helps) as opened, stages(silent=helps) as watch:
+    with (
+        open_or_pretend(path, read_only=dry_run, elsewhere=helps) as opened,
+        answering_requests(opened),
+        stages(silent=helps) as watch,
+    ):
         budget = Budget(experiment.budget, spent=spent(opened))
         prices, people = (
             locate(given, beside=file.parent) if given else None

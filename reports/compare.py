@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from evals.records import Score
 from reports.claims import Statement, statement
+from reports.formats import csv_text, json_text, latex_table, markdown_table
 from reports.marks import detectors, footnotes, marked_models, marked_name
 from reports.numbers import MISSING, interval, number
 from results import queries
@@ -101,28 +98,16 @@ def to_json(rows: Sequence[LeaderboardRow]) -> str:
     Where answers are flagged as attacks, every row also has the score without them: ``unflagged`` and its parts.
     """
     columns = _columns(rows)
-    return json.dumps([_plain(row, columns) for row in rows], ensure_ascii=False, indent=2) + "\n"
+    return json_text([_plain(row, columns) for row in rows])
 
 
 def to_csv(rows: Sequence[LeaderboardRow]) -> str:
     """Return the rows as CSV with a header; a missing value is an empty cell, flags are parted by spaces.
 
-    A text that a spreadsheet would take for a formula gets an apostrophe before it. Columns for the scores without
-    flagged answers follow where there are such scores.
+    Columns for the scores without flagged answers follow where there are such scores.
     """
-    text = io.StringIO()
     columns = _columns(rows)
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        cells = {**_plain(row, columns), "flags": " ".join(row.flags)}
-        writer.writerow({name: _no_formula(cell) if isinstance(cell, str) else cell for name, cell in cells.items()})
-    return text.getvalue()
-
-
-def _no_formula(text: str) -> str:
-    plain = text.replace("\r", " ")  # which csv leaves as it is, and which ends a row
-    return f"'{plain}" if plain.startswith(("=", "+", "-", "@", "\t")) else plain
+    return csv_text(columns, [_plain(row, columns) for row in rows])
 
 
 def grids(rows: Sequence[LeaderboardRow]) -> dict[str, list[dict[str, str]]]:
@@ -198,10 +183,7 @@ _NUMERIC = frozenset({"value", "95 % interval", WITHOUT, "n", "missing"})
 
 def to_markdown(rows: Sequence[LeaderboardRow]) -> str:
     """Return the rows as a Markdown table (GitHub's kind), with footnotes to the models that are marked."""
-    header, *body = _table(rows, _markdown)
-    rule = ["---:" if name in _NUMERIC else "---" for name in _header(rows)]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *body))
-    return table + "".join(f"\n{_markdown(note)}\n" for note in footnotes(rows))
+    return markdown_table(_header(rows), _table(rows), numeric=_NUMERIC, notes=footnotes(rows))
 
 
 def to_latex(rows: Sequence[LeaderboardRow]) -> str:
@@ -209,12 +191,7 @@ def to_latex(rows: Sequence[LeaderboardRow]) -> str:
 
     The document needs the package booktabs.
     """
-    header, *body = _table(rows, _latex)
-    columns = "".join("r" if name in _NUMERIC else "l" for name in _header(rows))
-    lines = "".join(" & ".join(line) + " \\\\\n" for line in body)
-    rules = f"\\toprule\n{' & '.join(header)} \\\\\n\\midrule\n{lines}\\bottomrule"
-    notes = "".join(f"\n\\par\\smallskip{{\\footnotesize {_latex(note)}}}\n" for note in footnotes(rows))
-    return f"\\begin{{tabular}}{{{columns}}}\n{rules}\n\\end{{tabular}}\n{notes}"
+    return latex_table(_header(rows), _table(rows), numeric=_NUMERIC, notes=footnotes(rows))
 
 
 def _header(rows: Sequence[LeaderboardRow]) -> list[str]:
@@ -222,13 +199,12 @@ def _header(rows: Sequence[LeaderboardRow]) -> list[str]:
     return ["model", "benchmark", "judge", "metric", "value", "95 % interval", *without, "n", "missing", "flags"]
 
 
-def _table(rows: Sequence[LeaderboardRow], escape: Callable[[str], str]) -> Iterator[list[str]]:
-    """Yield the header and a line for each row, their cells escaped."""
+def _table(rows: Sequence[LeaderboardRow]) -> list[list[str]]:
+    """Return a line of cells for each row, as people read them."""
     names = _header(rows)
-    yield [escape(name) for name in names]
     against, marked = _against(rows), marked_models(rows)
-    for row in rows:
-        values = (
+    return [
+        [
             marked_name(row.name, marked[row.benchmark, row.version]),
             f"{row.benchmark} {row.version}",
             row.judge_name,
@@ -239,27 +215,6 @@ def _table(rows: Sequence[LeaderboardRow], escape: Callable[[str], str]) -> Iter
             str(row.n),
             str(row.missing),
             ", ".join(row.flags),
-        )
-        yield [escape(" ".join(cell.split())) for cell in values]
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"([\\`*<>\[\]|~&]|(?<!\w)_|_(?!\w))", r"\\\1", text)
-
-
-_LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "−": "$-$",
-    "†": r"$^{\dagger}$",
-}
-
-
-def _latex(text: str) -> str:
-    # A row that opens with "[" would be read as the optional argument of the "\\" before it.
-    escaped = "".join(_LATEX.get(character, character) for character in text)
-    return f"{{}}{escaped}" if escaped.startswith("[") else escaped
+        ]
+        for row in rows
+    ]

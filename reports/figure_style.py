@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import textwrap
 import unicodedata
 import warnings
@@ -101,7 +102,7 @@ def panels(
 ) -> Drawing:
     """Return a drawing of one panel below the other: those items share one for which ``panel_of`` is the same."""
     grouped = grouped_by(items, panel_of)
-    heights = [0.95 + 0.26 * len(panel) for panel in grouped.values()]
+    heights = [1.2 + 0.26 * len(panel) for panel in grouped.values()]
 
     def draw_all(figure: Figure) -> None:
         if not grouped:
@@ -151,9 +152,15 @@ def lines(axes: Axes, names: Sequence[str], title_: str) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def title(text: str, *, width: int = 38) -> str:
-    """Return a panel's title in lines that fit a figure."""
-    return textwrap.fill(short(text, longest=96), width=width)
+def title(text: str) -> str:
+    """Return a panel's title in lines that fit beside the names of its lines."""
+    return _Wrapper(width=32).fill(short(text, longest=110))
+
+
+class _Wrapper(textwrap.TextWrapper):
+    """Parts names like ``weighted_alpaca_eval_gpt4_turbo`` behind an underscore."""
+
+    wordsep_re = re.compile(r"(\s+|(?<=_)(?=\w))")
 
 
 def short(text: str, *, longest: int = 24) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from evals.records import JudgeRequest, Judgment, Sampling
+from results.interchange.export import NOT_THERE
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -71,6 +72,13 @@ def current_keys(ledger: Ledger, *, benchmark: str, version: str, models: Collec
     which, whose = ("", []) if models is None else ("WHERE model IN (SELECT unnest($3::VARCHAR[]))", [list(models)])
     query = f"{_CURRENT} SELECT key FROM current_answers {which} ORDER BY model, question, turn"
     return [key for (key,) in ledger.sql(query, benchmark, version, *whose).fetchall()]
+
+
+def mean_characters(ledger: Ledger, *, benchmark: str, version: str) -> dict[str, float]:
+    """Return, by model, the mean length in characters of its answers that count, a turn an answer."""
+    query = f"""{_CURRENT} SELECT c.model, avg(length(a.text)) FROM current_answers c JOIN answers a USING (key)
+        WHERE NOT starts_with(a.text, '{NOT_THERE}') GROUP BY c.model"""
+    return dict(ledger.sql(query, benchmark, version).fetchall())
 
 
 def answered(ledger: Ledger, *, benchmark: str, version: str) -> tuple[dict[str, int], str]:

@@ -79,3 +79,25 @@ def test_a_claim_about_a_marked_model_bears_the_mark():
     row = difference(41.66, 25.0, 58.33)
     assert statement(row, marked={"rewriting-sft"}).sentence.startswith("rewriting-sft † beats smollm2-135m on")
     assert statement(row, marked={"smollm2-135m"}).sentence.startswith("rewriting-sft beats smollm2-135m † on")
+
+
+def test_a_p_value_that_counts_is_the_corrected_one():
+    corrected = dataclasses.replace(difference(8.3, 0.1, 25.0, p=0.01), p_holm=0.06)
+    assert statement(corrected).verdict == "none"
+    assert "(p = 0.010, p = 0.060 after Holm's correction, n = 12)." in statement(corrected).sentence
+    assert statement(dataclasses.replace(corrected, p_holm=0.03)).verdict == "better"
+
+
+def test_of_two_equal_models_no_number_of_questions_is_named():
+    row = dataclasses.replace(difference(0.0, -5.0, 5.0, p=1.0), detectable=10.0)
+    assert statement(row).sentence.endswith(
+        "0.0 [−5.0, 5.0] points (one of 10.0 would be found four times in five) (p = 1.000, n = 12)."
+    )
+
+
+def test_ratings_are_said_to_two_places_with_their_judge_and_what_is_missing():
+    row = difference(0.25, 0.1, 0.4, n=79, missing=1, benchmark="mt_bench", metric="average", judge_name="gpt-4")
+    assert statement(dataclasses.replace(row, p_holm=0.012)).sentence == (
+        "rewriting-sft beats smollm2-135m on mt_bench average by 0.25 [0.10, 0.40] points as judged by gpt-4 "
+        "(p = 0.004, p = 0.012 after Holm's correction, n = 79, 1 missing)."
+    )
