@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 
 from evals.budget import usd
 from evals.records import Outcome, Trial
 from evals.winner import Gain, gain
 from fuseval.asking import Asked
-from fuseval.config import ConfigError
 from fuseval.judging import judge_all
 from fuseval.pipeline import answer_all, answer_stage
 from fuseval.scoring import score
@@ -33,7 +31,6 @@ def ablate(plan: Plan) -> Ablation:
     Raises CapReached at a cap of its own, and BudgetReached at the experiment's.
     """
     ablation = Ablation(plan)
-    _check_packages(plan)
     if plan.record.id not in {study.id for study in plan.run.ledger.studies()}:
         plan.run.ledger.add(plan.record)
         plan.run.ledger.flush()  # what was there before it may seed it
@@ -132,15 +129,6 @@ def _searcher(ablation: Ablation) -> Searcher | None:
                 earlier.append(_past(trial, outcome))
     objectives = len(plan.file.ablation.objective)
     return Searcher(plan.space, search.kind, search.seed, objectives=objectives, earlier=tuple(earlier))
-
-
-def _check_packages(plan: Plan) -> None:
-    """Raise ConfigError now where the search would stop at its first proposal."""
-    kind = plan.file.ablation.search.kind
-    needed = {"grid": (), "cma_es": ("optuna", "cmaes")}.get(kind, ("optuna",))
-    for package in needed if plan.file.ablation.points is None else ():
-        if not find_spec(package):
-            raise ConfigError(f"search {kind} needs {package}: pip install 'fuseval[ablate]', or search with grid")
 
 
 def _check_caps(ablation: Ablation, trials: Sequence[Trial]) -> None:

@@ -13,7 +13,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +46,7 @@ from evals.records import (
 from results.connect import connect
 from results.errors import LedgerBusy, LedgerError
 from results.tables import ITEMS, TABLES, Record, clean
+from results.unite import Batches, United, unite
 from results.write import Row, transaction, write
 
 if TYPE_CHECKING:
@@ -189,6 +190,14 @@ class Ledger:
             for table in ("audits", "answer_flags"):
                 connection.execute(f"DELETE FROM {table} WHERE benchmark = ? AND version = ?", [benchmark, version])
             write(connection, rows, run=self._run)
+
+    def unite(self, tables: Mapping[str, Callable[[], Batches]], *, place: str) -> list[United]:
+        """Add another ledger's rows, all or none of them, and say what became of them; see results.unite.
+
+        ``tables`` reads them by table, and ``place`` is what messages call them. Raises LedgerError.
+        """
+        with self._writing() as connection:
+            return list(unite(connection, tables, place=place))
 
     def flush(self) -> None:
         """Commit everything added so far, now."""
@@ -354,6 +363,15 @@ class Ledger:
     def sql(self, query: str, *params: object) -> Any:
         """Run a query over everything added so far; the result has ``fetchall()``, ``df()`` and ``arrow()``."""
         return self._cursor().execute(query, list(params))
+
+    def stream(self, table: str, *, run: str | None = None) -> Batches:
+        """Return a table's rows as a pyarrow.RecordBatchReader; of one ``run``, or ("") outside all, or of all."""
+        import pyarrow
+
+        cursor, column = self._cursor(), "id" if table == "runs" else "run"
+        where = "" if run is None else f"WHERE coalesce({column}, '') = ?"
+        relation = cursor.sql(f"SELECT * FROM {table} {where}", params=[] if run is None else [run])
+        return pyarrow.RecordBatchReader.from_stream(relation)
 
     def _read(
         self, type_: type[T], *, among: Mapping[str, Iterable[str] | None] | None = None, **equal: str | None
