@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from evals.keys import content_key
-from evals.records import Answer, JudgeRequest, Message, Model, Question, Sampling, Score, Verdict
+from evals.records import Aggregate, Answer, JudgeRequest, Message, Model, Question, Sampling, Score, Verdict
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from evals.lm_harness import Harness
 
 Locate = Callable[[str], Path]
 """From an asset's name to a checked local copy; raises :class:`evals.assets.AssetError`."""
@@ -24,6 +26,7 @@ Locate = Callable[[str], Path]
 ITEM_COLUMNS = ("model", "judge", "baseline", "metric", "question", "value", "weight")
 VERDICT_COLUMNS = ("model", "judge", "baseline", "question", "turn", "order", "value", "counts")
 ANSWER_COLUMNS = ("model", "question", "turn", "text")
+MEASURE_COLUMNS = ("model", "question", "metric", "value", "weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +53,32 @@ class Evidence:
         wanted: Sequence[Wanted],
         verdicts: DataFrame,
         answers: DataFrame | Callable[[], DataFrame],
+        *,
+        measured: Callable[[], tuple[DataFrame, Sequence[Aggregate]]] | None = None,
     ) -> None:
         self.questions, self.wanted, self.verdicts = questions, wanted, verdicts
-        self._answers = answers
+        self._answers, self._measured = answers, measured
 
     @cached_property
     def answers(self) -> DataFrame:
         """The whole conversations that count, of models and of baselines, with ANSWER_COLUMNS; read when asked for."""
         return self._answers() if callable(self._answers) else self._answers
+
+    @cached_property
+    def _own_metrics(self) -> tuple[DataFrame, Sequence[Aggregate]]:
+        import pandas as pd
+
+        return self._measured() if self._measured else (pd.DataFrame(columns=list(MEASURE_COLUMNS)), ())
+
+    @property
+    def measures(self) -> DataFrame:
+        """What a task's own metrics found of the answers that count, with MEASURE_COLUMNS; read when asked for."""
+        return self._own_metrics[0]
+
+    @property
+    def aggregates(self) -> Sequence[Aggregate]:
+        """The same over all of a model's answers, as the task aggregates it."""
+        return self._own_metrics[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +107,8 @@ class Benchmark:
     judged: alone ("nothing"), beside the experiment's base ("base"), beside each model before it ("each"), or beside
     answers that were published with the benchmark ("published"): then ``baseline(question)`` names whose, and
     ``baseline_answers(name)`` maps question ids to that model's text of every turn. ``like_published`` returns the
-    published way's figures where they differ; ``needs`` are the upstream files that scoring takes.
+    published way's figures where they differ; ``needs`` are the upstream files that scoring takes. ``harness`` asks and
+    measures instead of all this where the benchmark is a task of lm-eval.
     """
 
     name: str
@@ -101,6 +123,7 @@ class Benchmark:
     baseline_answers: Callable[[str], Mapping[str, tuple[str, ...]]] | None = None
     like_published: Callable[[Evidence], Sequence[Score]] | None = None
     needs: Sequence[str] = ()
+    harness: Harness | None = None
 
 
 def only_version(name: str, version: str | None, versions: Sequence[str]) -> str:

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from evals.benchmark import Benchmark, Locate
+from evals.lm_code import RunTests
+from evals.lm_harness import load_task, stored_task
+from evals.lm_options import PREFIX
 
 BENCHMARKS = {
     "mt_bench": "evals.mt_bench",
@@ -22,14 +25,23 @@ class UnknownBenchmark(ValueError):
     """No benchmark has this name, version or option; the message names what there is."""
 
 
-def find_benchmark(name: str, *, asset: Locate, options: Mapping[str, Any] | None = None) -> Benchmark:
+def find_benchmark(
+    name: str, *, asset: Locate, options: Mapping[str, Any] | None = None, run_tests: RunTests | None = None
+) -> Benchmark:
     """Return the benchmark called ``name`` (``name@version`` asks for that version); raises UnknownBenchmark.
 
-    ``asset`` finds upstream files, when they are first needed; ``options`` are the benchmark's own.
+    ``asset`` finds upstream files, when they are first needed; ``options`` are the benchmark's own; ``run_tests`` runs
+    programs that models wrote.
     """
     plain, _, version = name.partition("@")
+    if plain.startswith(PREFIX):
+        try:
+            return load_task(plain.removeprefix(PREFIX), version=version or None, options=options, run_tests=run_tests)
+        except ValueError as error:
+            raise UnknownBenchmark(str(error)) from None
     if plain not in BENCHMARKS:
-        raise UnknownBenchmark(f"no benchmark {plain!r}; there are {', '.join(BENCHMARKS)}.{_nearest(plain)}")
+        there = f"{', '.join(BENCHMARKS)}, and {PREFIX}TASK"
+        raise UnknownBenchmark(f"no benchmark {plain!r}; there are {there}.{_nearest(plain)}")
     load = importlib.import_module(BENCHMARKS[plain]).load
     known = [option for option in inspect.signature(load).parameters if option not in ("asset", "_asset", "version")]
     for option in options or {}:
@@ -44,6 +56,8 @@ def find_benchmark(name: str, *, asset: Locate, options: Mapping[str, Any] | Non
 
 def stored_benchmark(name: str, version: str, *, asset: Locate) -> Benchmark | None:
     """Return the benchmark that a ledger calls ``name`` and ``version``; None where this fuseval has no such."""
+    if name.startswith(PREFIX):
+        return stored_task(name, version)
     try:
         return find_benchmark(f"{name}@{version}", asset=asset)
     except UnknownBenchmark:

@@ -127,6 +127,39 @@ class LocalModel:
             if running:
                 self._core.abort_request(list(running))
 
+    def complete(self, prompts: Iterable[tuple[list[int], Any]]) -> Iterator[tuple[int, Any]]:
+        """Yield (number of the prompt, vLLM's RequestOutput) as the batch completes each; chats are what chat is for.
+
+        A prompt is token ids that the context holds, with vLLM's SamplingParams.
+        """
+        running: dict[str, _Running] = {}
+        waiting = iter(enumerate(prompts))
+        try:
+            while True:
+                while len(running) < WINDOW and (taken := next(waiting, None)) is not None:
+                    number, (tokens, params) = taken
+                    self._core.add_request(str(number), {"prompt_token_ids": tokens}, params)
+                    running[str(number)] = _Running(time.perf_counter(), len(tokens), params.max_tokens)
+                if not running:
+                    return
+                for output in self._step(running):
+                    if output.finished:
+                        running.pop(output.request_id)
+                        yield int(output.request_id), output
+        finally:
+            if running:
+                self._core.abort_request(list(running))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the model whose weights are in."""
+        return self._tokenizer
+
+    @property
+    def context(self) -> int:
+        """How many tokens the engine holds of a prompt and its reply together."""
+        return self._context
+
     def _enter(self, name: str, request: ChatRequest) -> _Running | NoReply:
         """Hand a request to the engine, or say why it cannot be asked."""
         import jinja2

@@ -217,6 +217,39 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
+class Measure:
+    """What a task's own metric found of one answer; ``weight`` is the question's in the metric's mean."""
+
+    answer: str  # its key
+    metric: str
+    model: str
+    benchmark: str
+    version: str
+    question: str
+    value: float | None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """A task's own metric over the ``n`` answers that the last run wanted of a model, as the task aggregates it.
+
+    ``stderr`` is the task's own standard error, None where it has none. ``is_mean`` tells whether the value is the
+    weighted mean of the answers' measures; where it is not, there are none.
+    """
+
+    model: str
+    benchmark: str
+    version: str
+    metric: str
+    value: float | None
+    stderr: float | None
+    n: int
+    is_mean: bool
+    higher_is_better: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """A call that brought nothing: never an answer, a judgment or a score; asked again on the next run."""
 

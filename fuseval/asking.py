@@ -22,6 +22,7 @@ from fuseval.controls import (
 )
 from fuseval.experiment import AuditSpec, BenchmarkSpec, Experiment, JudgeSpec
 from fuseval.models import Candidate
+from fuseval.unit_tests import run_tests
 from judges.structured import structured
 from results.store import Ledger
 
@@ -53,9 +54,8 @@ def _only(found: Sequence[Asked], only: Collection[str]) -> list[Asked]:
     """Return the benchmarks that have a question in ``only``, with those questions; an id may be BENCHMARK:ID."""
     chosen: dict[int, set[str]] = defaultdict(set)
     for given in only:
-        name, _, rest = given.partition(":")
-        within = [n for n, one in enumerate(found) if rest and one.benchmark.name == name]
-        wanted = rest if within else given
+        within = [n for n, one in enumerate(found) if given.startswith(f"{one.benchmark.name}:")]
+        wanted = given.removeprefix(f"{found[within[0]].benchmark.name}:") if within else given
         places = [n for n in within or range(len(found)) if wanted in {q.id for q in found[n].benchmark.questions()}]
         if not places:
             raise ConfigError(f"no benchmark of the experiment has a question {given!r}")
@@ -208,9 +208,9 @@ def audit_requests(
 
 
 def _asked(spec: BenchmarkSpec, experiment: Experiment, *, asset: Locate, limit: int | None) -> Asked:
-    benchmark = find_benchmark(spec.name, asset=asset, options=spec.options)
+    benchmark = find_benchmark(spec.name, asset=asset, options=spec.options, run_tests=run_tests)
     limits = [most for most in (spec.limit, limit) if most is not None]
-    given = {k: v for k, v in experiment.sampling.model_dump().items() if v is not None}
+    given = {k: v for k, v in experiment.sampling.model_dump().items() if v is not None and not benchmark.harness}
     if "stop" in given:
         given["stop"] = tuple(given["stop"])
 

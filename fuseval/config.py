@@ -10,13 +10,14 @@ import difflib
 import importlib.util
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from evals.lm_options import PREFIX
 from fuseval.experiment import Experiment
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -30,10 +31,30 @@ def load_experiment(file: Path) -> Experiment:
     """Read and check ``file`` wholly; raises ConfigError with one line for each mistake."""
     from fuseval.mistakes import mistakes
 
-    experiment = validated(Experiment, read_mapping(file, "experiment file"), file)
+    experiment = _files_of_tasks(validated(Experiment, read_mapping(file, "experiment file"), file), file.parent)
     if found := [f"{text} ({place} in {file.name})" for place, text in mistakes(experiment, file.parent)]:
         raise ConfigError("\n".join(found))
     return experiment
+
+
+def _files_of_tasks(experiment: Experiment, folder: Path) -> Experiment:
+    """Return the experiment with the files of its lm-eval tasks, which are looked for in ``folder``, named in full."""
+
+    def found(given: object) -> object:
+        if isinstance(given, str):
+            return str(locate(given, beside=folder))
+        return {split: found(file) for split, file in given.items()} if isinstance(given, Mapping) else given
+
+    specs = []
+    for spec in experiment.benchmarks:
+        changed: dict[str, Any] = {}
+        given = spec.name.removeprefix(PREFIX)
+        if spec.name.startswith(PREFIX) and given.endswith((".yaml", ".yml")):
+            changed["name"] = f"{PREFIX}{found(given)}"
+        if spec.name.startswith(PREFIX) and spec.options.get("data") is not None:
+            changed["options"] = {**spec.options, "data": found(spec.options["data"])}
+        specs.append(spec.model_copy(update=changed))
+    return experiment.model_copy(update={"benchmarks": specs})
 
 
 class _Loader(yaml.SafeLoader):

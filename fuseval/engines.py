@@ -56,6 +56,10 @@ class Engines:
         local = self._loaded(candidate)
         return WithoutThinking(local, local.count_tokens) if candidate.strip_thinking else local
 
+    def local(self, candidate: Candidate) -> LocalModel:
+        """Return the engine with the candidate's weights in it, as :meth:`chat_model` does for chats."""
+        return self._loaded(candidate)
+
     def price(self, candidate: Candidate) -> Price | None:
         """Return what the candidate's endpoint charges, None where nobody knows or where it has none."""
         if not candidate.endpoint:

@@ -17,6 +17,7 @@ from fuseval.asking import Asked, Judge, asked, published, stored
 from fuseval.config import ConfigError
 from fuseval.engines import Engines
 from fuseval.experiment import Experiment
+from fuseval.harness import answers, check_harness, measure_all
 from fuseval.judging import benchmark_requests, given_up, judge_all, wanted
 from fuseval.models import Candidate, Watch, inputs, make, merge_coefficients
 from fuseval.panels import panel_model
@@ -111,9 +112,11 @@ def answer_stage(run: Run) -> None:
     """Make what has not answered everything yet, and have it answer."""
     register(run)
     check_means(run)
+    check_harness(run)
     check_assets(run)
     fuse(run, [c for c in run.candidates if not run.is_answered(c)])
     answer_all(run)
+    measure_all(run)
 
 
 def check_means(run: Run) -> None:
@@ -207,7 +210,7 @@ def answer_all(run: Run) -> None:
             turns = sum(len(q.turns) for q in one.questions)
             done = sum(len(answers) for answers in one.answers(candidate, run.ledger).values())
             run.watch(stage, done, turns)
-            for record in answer(
+            by_turns = answer(
                 one.questions,
                 identity=candidate.id,
                 model=lambda c=candidate: run.ready(c),  # type: ignore[misc]
@@ -215,7 +218,8 @@ def answer_all(run: Run) -> None:
                 stored=stored(run.ledger),
                 cost=run.engines.cost_of(candidate),
                 given_up=skipped,
-            ):
+            )
+            for record in answers(run, candidate, one) if one.benchmark.harness else by_turns:
                 run.ledger.add(record)
                 done += isinstance(record, Answer)
                 run.watch(stage, done, turns, usd(budget.spent) if budget.spent else "")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from evals.answer import asks
 from evals.chat import FAILURES
 from evals.prices import Price, token_cost
-from evals.records import PROMPTS, JudgeRequest
+from evals.records import PROMPTS, JudgeRequest, Message
 from fuseval.asking import Asked, Judge, is_shown_unanswered
 from fuseval.config import ConfigError
 from fuseval.estimate import Asked as Priced
@@ -129,9 +129,13 @@ def _answers(run: Run, candidate: Candidate, one: Asked) -> _Step:
     unanswered = [q for q in one.questions if q.id not in found]
     left = [a for a in asks(unanswered, identity=candidate.id, sampling=one.sampling) if a.key not in skipped]
     usual = _usual(usual_answer(run.ledger, model=candidate.id, benchmark=one.benchmark.name))
+    missing = len(left)
+    if one.benchmark.harness and left:  # a question may be several requests, each with its examples
+        shown = one.benchmark.harness.prompts([a.question for a in left])
+        left = [replace(a, messages=(Message("user", text),)) for a in left for text in shown[a.question.id]]
     # Of later turns nobody knows yet what was said before.
     takes = _estimate(run, candidate, left, usual, about=any(len(q.turns) > 1 for q in unanswered))
-    return _Step("answer", candidate.name, one.benchmark.name, len(left), takes)
+    return _Step("answer", candidate.name, one.benchmark.name, missing, takes)
 
 
 def _judgments(run: Run, judge: Judge, one: Asked) -> _Step:

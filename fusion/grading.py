@@ -161,20 +161,19 @@ def grade_code(pairs: Sequence[tuple[str, str]], run: Callable[[Sequence[str]], 
     A program is correct where it passes and its last line of output is a word drawn at random, printed after the
     tests: code that ends the program before they ran does not pass. ``note`` is the status of one that does not.
     """
-    words = [secrets.token_hex(16) for _ in pairs]
-    programs = [f"{code_program(*pair)}\nprint('\\n{word}')\n" for pair, word in zip(pairs, words, strict=True)]
-    grades = []
-    for word, outcome in zip(words, run(programs), strict=True):
+    return [Grade(why == "", None, why) for why in untold_ends([code_program(*pair) for pair in pairs], run)]
+
+
+def untold_ends(programs: Sequence[str], run: Callable[[Sequence[str]], Sequence[Outcome]]) -> list[str]:
+    """Return why each program did not pass, in order, and "" for those that ran to their very end."""
+    words = [secrets.token_hex(16) for _ in programs]
+    told = [f"{program}\nprint('\\n{word}')\n" for program, word in zip(programs, words, strict=True)]
+    found = []
+    for word, outcome in zip(words, run(told), strict=True):
         reached = outcome.stdout.rstrip("\n").endswith(f"\n{word}")
-        correct = outcome.status == "passed" and reached
-        grades.append(
-            Grade(
-                correct,
-                None,
-                "" if correct else "ended before its tests" if outcome.status == "passed" else outcome.status,
-            )
-        )
-    return grades
+        ended = "" if reached else "ended before its tests"
+        found.append(ended if outcome.status == "passed" else outcome.status)
+    return found
 
 
 def _number(text: str) -> _Number | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from evals.power import detectable_difference, questions_needed
 from reports.marks import marked_name
-from reports.numbers import MISSING, interval, number, p_text
+from reports.numbers import MISSING, interval, number, p_text, points
 from results.queries import DifferenceRow
 
 LEVEL = 0.05  # two-sided; the 95 % interval must also leave out zero before anything is claimed
@@ -40,14 +40,16 @@ def statement(row: DifferenceRow, *, marked: Collection[str] = ()) -> Statement:
     corrected = "" if row.p_holm is None else f", {p_text(row.p_holm)} after Holm's correction"
     tested = f"{p_text(row.p)}{corrected}, {counted}"
     if verdict == "none":
-        size = f"{number(row.value, row.metric, sign=True)} {interval(row.low, row.high, row.metric)} points"
+        size = (
+            f"{number(row.value, row.metric, sign=True)} {interval(row.low, row.high, row.metric)}{points(row.metric)}"
+        )
         text = f"no difference shown between {name} and {other} {where}{judged}: {size}"
         if row.detectable is not None:
             text += f" (one of {number(row.detectable, row.metric)} would be found four times in five{_needed(row)})"
     else:
         verb = "beats" if verdict == "better" else "loses to"
         low, high = (row.low, row.high) if verdict == "better" else (_minus(row.high), _minus(row.low))
-        size = f"{number(abs(row.value or 0.0), row.metric)} {interval(low, high, row.metric)} points"
+        size = f"{number(abs(row.value or 0.0), row.metric)} {interval(low, high, row.metric)}{points(row.metric)}"
         text = f"{name} {verb} {other} {where} by {size}{judged}"
     return Statement(row, verdict, f"{text} ({tested}).")
 

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import re
+
 MISSING = "missing"
 
 
+# Metrics by what they are counted in; any other is of a task of lm-eval, and is written as lm-eval writes it.
+_PER_CENT = re.compile(r"accuracy|.*win_rate|bradley_terry$")
+_RATING = re.compile(r"average|turn_\d|category:|elo$|(lc_)?standard_error$")
+
+
+def points(metric: str) -> str:
+    """Return what a difference in ``metric`` is counted in, with a space before it; nothing on a scale from 0 to 1."""
+    return " points" if _PER_CENT.match(metric) or _RATING.match(metric) else ""
+
+
 def number(value: float | None, metric: str, *, sign: bool = False) -> str:
-    """Write a value of ``metric`` for people: per cents to one place, ratings to two, nothing as ``missing``."""
+    """Write a value of ``metric`` for people: per cents to one place, ratings to two, lm-eval's metrics to four.
+
+    No value is written as ``missing``.
+    """
     if value is None:
         return MISSING
-    places = 1 if metric.startswith("accuracy") or "win_rate" in metric or metric == "bradley_terry" else 2
+    places = 1 if _PER_CENT.match(metric) else 2 if _RATING.match(metric) else 4
     text = f"{value:{'+' if sign else ''}.{places}f}"
     return (text[1:] if float(text) == 0 and text[0] in "+-" else text).replace("-", "−")
 

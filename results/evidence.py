@@ -81,6 +81,17 @@ def mean_characters(ledger: Ledger, *, benchmark: str, version: str) -> dict[str
     return dict(ledger.sql(query, benchmark, version).fetchall())
 
 
+def measured(ledger: Ledger, *, benchmark: str, version: str) -> DataFrame:
+    """Return what tasks' own metrics found of the answers that count: model, question, metric, value, weight."""
+    found: DataFrame = ledger.sql(
+        f"{_CURRENT} SELECT m.model, m.question, m.metric, m.value, m.weight FROM measures m "
+        "JOIN current_answers c ON c.key = m.answer ORDER BY m.model, m.metric, m.question",
+        benchmark,
+        version,
+    ).df()
+    return found
+
+
 def answered(ledger: Ledger, *, benchmark: str, version: str) -> tuple[dict[str, int], str]:
     """Return how many of each model's answers count, and a digest of which these are."""
     query = "SELECT model, count(*), bit_xor(md5_number(key)) FROM current_answers GROUP BY model ORDER BY model"

@@ -372,6 +372,37 @@ CREATE TABLE outcomes (                    -- what models are worth by a study's
     PRIMARY KEY (study, model, part, rung)
 );
 
+-- version 7
+
+CREATE TABLE measures (                    -- what a task's own metrics found of answers
+    answer VARCHAR,                        -- answers.key
+    metric VARCHAR,
+    model VARCHAR NOT NULL,
+    benchmark VARCHAR NOT NULL,
+    version VARCHAR NOT NULL,
+    question VARCHAR NOT NULL,
+    value DOUBLE,
+    weight DOUBLE NOT NULL,                -- of the question in the metric's mean
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (answer, metric)
+);
+
+CREATE TABLE aggregates (                  -- the same over all that the last run wanted of a model, as the task says it
+    model VARCHAR,
+    benchmark VARCHAR,
+    version VARCHAR,
+    metric VARCHAR,
+    value DOUBLE,
+    stderr DOUBLE,                         -- the task's own standard error; NULL where it has none
+    n BIGINT NOT NULL,                     -- answers
+    is_mean BOOLEAN NOT NULL,              -- the value is the weighted mean of measures
+    higher_is_better BOOLEAN NOT NULL,
+    run VARCHAR,
+    recorded_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (model, benchmark, version, metric)
+);
+
 -- views
 
 CREATE OR REPLACE VIEW model_names AS

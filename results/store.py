@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from evals.records import (
     PROMPTS,
+    Aggregate,
     Answer,
     AnswerFlag,
     Audit,
@@ -226,10 +227,10 @@ class Ledger:
     # Reading: typed records, in an order that depends on nothing but the records
 
     def have(
-        self, table: Literal["answers", "judgments", "judge_requests", "verdicts"], keys: Iterable[str]
+        self, table: Literal["answers", "judgments", "judge_requests", "verdicts", "measures"], keys: Iterable[str]
     ) -> set[str]:
-        """Return those of ``keys`` that are stored (of verdicts: the keys of their requests)."""
-        key = {"answers": "key", "judgments": "key", "judge_requests": "key", "verdicts": "request"}[table]
+        """Return those of ``keys`` that are stored (of verdicts and measures: the keys of what they are about)."""
+        key = {"verdicts": "request", "measures": "answer"}.get(table, "key")
         cursor = self._cursor()
         with cursor:
             query = f"SELECT {key} FROM {table} WHERE {key} IN {_AMONG}"
@@ -342,6 +343,10 @@ class Ledger:
     def outcomes(self, study: str | None = None, *, part: str | None = None) -> list[Outcome]:
         """Return what models are worth by the objective of a study, rung by rung."""
         return self._read(Outcome, study=study, part=part)
+
+    def aggregates(self, *, benchmark: str | None = None, version: str | None = None) -> list[Aggregate]:
+        """Return what tasks' own metrics found over all answers of a model."""
+        return self._read(Aggregate, benchmark=benchmark, version=version)
 
     def imported(self, *, kind: str | None = None) -> list[Imported]:
         """Return what imported files held beyond the records made of them."""

@@ -10,6 +10,7 @@ from functools import cache, lru_cache
 from typing import Any, TypeAlias
 
 from evals.records import (
+    Aggregate,
     Answer,
     AnswerFlag,
     Audit,
@@ -21,6 +22,7 @@ from evals.records import (
     ItemScore,
     JudgeRequest,
     Judgment,
+    Measure,
     Message,
     Model,
     Outcome,
@@ -56,6 +58,8 @@ Record: TypeAlias = (
     | Study
     | Trial
     | Outcome
+    | Measure
+    | Aggregate
 )
 
 
@@ -295,6 +299,8 @@ TABLES: Mapping[type[Any], Table] = {
     Study: _table(Study, "studies", key="id", order="name, id", replace=True),
     Trial: _table(Trial, "trials", key="study number", replace=True),
     Outcome: _table(Outcome, "outcomes", key="study model part rung", replace=True),
+    Measure: _table(Measure, "measures", key="answer metric", replace=True),
+    Aggregate: _table(Aggregate, "aggregates", key="model benchmark version metric", replace=True),
 }
 
 ITEMS = _table(ItemScore, "item_scores", order="model, benchmark, version, judge, baseline, metric, question")

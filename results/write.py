@@ -150,6 +150,7 @@ def _arrow_type(name: str) -> Any:
         "VARCHAR": pyarrow.string(),
         "JSON": pyarrow.string(),
         "BIGINT": pyarrow.int64(),
+        "BOOLEAN": pyarrow.bool_(),
         "DOUBLE": pyarrow.float64(),
         "TIMESTAMPTZ": pyarrow.timestamp("us", tz="UTC"),
     }[name]

@@ -79,8 +79,10 @@ def tokenizer_folder(folder: Path, *, size: int, unigram: bool = False, texts: I
     return folder
 
 
-def model_folder(folder: Path, *, size: int = 400, unigram: bool = False, seed: int = 0, hidden_size: int = 32) -> Path:
-    """Write a random Llama of two layers with its tokenizer."""
+def model_folder(
+    folder: Path, *, size: int = 400, unigram: bool = False, seed: int = 0, hidden_size: int = 32, heads: int = 4
+) -> Path:
+    """Write a random Llama of two layers with its tokenizer; vLLM's CPU kernels need 32 of ``hidden_size`` a head."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -91,8 +93,8 @@ def model_folder(folder: Path, *, size: int = 400, unigram: bool = False, seed: 
         hidden_size=hidden_size,
         intermediate_size=64,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
         max_position_embeddings=512,
         bos_token_id=1,
         eos_token_id=5,

@@ -1,0 +1,140 @@
+"""lm-eval's tasks in an experiment: who is asked how, and their metrics into the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from evals.answer import asks
+from evals.lm_harness import Harness
+from evals.records import Answer, Failure, Verdict
+from fuseval.config import ConfigError
+from fuseval.judging import given_up
+from fuseval.models import Candidate
+
+if TYPE_CHECKING:
+    from evals.lm_model import Responder
+    from fuseval.asking import Asked
+    from fuseval.pipeline import Run
+
+
+def check_harness(run: Run) -> None:
+    """Raise ConfigError for a task that one of the models cannot be asked."""
+    pairs = [(one.benchmark.harness, c) for one in run.asked if one.benchmark.harness for c in run.candidates]
+    if wrong := [text for harness, candidate in pairs for text in _wrong(run, harness, candidate)]:
+        raise ConfigError("\n".join(wrong))
+
+
+def _wrong(run: Run, harness: Harness, candidate: Candidate) -> Iterator[str]:
+    if not candidate.endpoint:
+        if candidate.strip_thinking and harness.options.backend == "hf":
+            yield f"{candidate.name!r} has strip_thinking, which backend hf of {harness.name} lacks: take engine"
+        return
+    if "generate_until" in harness.kinds and not harness.options.apply_chat_template:
+        yield (
+            f"{harness.name} is asked of {candidate.name!r}, an endpoint, which chats: say apply_chat_template: true "
+            "in its options"
+        )
+    if harness.kinds == {"generate_until"}:
+        return
+    if not _has_completions(candidate):
+        yield (
+            f"{harness.name} needs log-likelihoods, and {candidate.name!r} is an endpoint without base_url or "
+            "tokenizer (a folder), or one of mode batch: give both, where the server echoes prompts (as vLLM), or leave"
+            " one of them out"
+        )
+    price = run.engines.price(candidate)
+    if run.experiment.budget is not None and price is not None and (price.input or price.output):
+        yield (
+            f"{harness.name} needs log-likelihoods of {candidate.name!r}, which no budget counts: leave budget out, or "
+            "one of them"
+        )
+
+
+def answers(run: Run, candidate: Candidate, one: Asked) -> Iterator[Answer | Failure]:
+    """Yield what comes of asking a candidate the questions of a task that it has not answered."""
+    harness, skipped = one.benchmark.harness, given_up(run, stage="answer")
+    assert harness is not None
+    wanted = list(asks(one.questions, identity=candidate.id, sampling=one.sampling))
+    known = run.ledger.have("answers", [ask.key for ask in wanted]) | skipped
+    missing = [ask for ask in wanted if ask.key not in known]
+    if missing:
+        model, cost = _responder(run, candidate, harness), run.engines.cost_of(candidate)
+        yield from harness.answers(missing, identity=candidate.id, model=model, cost=cost)
+
+
+def measure_all(run: Run) -> None:
+    """Compute the tasks' own metrics of the answers that were not measured yet, and aggregate them anew."""
+    for one in run.asked:
+        for candidate in run.candidates if one.benchmark.harness else ():
+            _measure(run, candidate, one)
+
+
+def _measure(run: Run, candidate: Candidate, one: Asked) -> None:
+    harness = one.benchmark.harness
+    assert harness is not None
+    found = [answer for several in one.answers(candidate, run.ledger).values() for answer in several]
+    if not found:
+        return
+    keys = {answer.key for answer in found}
+    known = [
+        a for a in run.ledger.aggregates(benchmark=harness.name, version=harness.version) if a.model == candidate.id
+    ]
+    if known and all(a.n == len(found) for a in known) and not keys - run.ledger.have("measures", keys):
+        return
+    stage = f"measure {harness.name}: {candidate.name}"
+    run.watch(stage, 0, len(found))
+    done = harness.measure(found)
+    run.ledger.add(*done.measures, *done.aggregates, *_verdicts(done.measures))
+    run.watch(stage, len(found), len(found))
+
+
+def _verdicts(measures: Sequence[Any]) -> Iterator[Verdict]:
+    """Yield, for people who browse answers, whether each was right by its first metric that says so."""
+    seen: set[str] = set()
+    for m in measures:
+        if m.answer not in seen and m.value in (0.0, 1.0):
+            seen.add(m.answer)
+            yield Verdict(m.answer, "check", m.benchmark, m.version, m.question, 1, m.model, None, "single", m.value)
+
+
+def _responder(run: Run, candidate: Candidate, harness: Harness) -> Responder:
+    if candidate.endpoint:
+        from evals.lm_endpoint import EndpointLM
+
+        return EndpointLM(run.ready(candidate), completions=_completions(run, candidate))
+    if harness.options.backend == "hf":
+        from evals.lm_model import TransformersLM
+        from fuseval.pipeline import fuse
+
+        assert candidate.folder is not None
+        fuse(run, [candidate])
+        settings, options = run.engines.settings, harness.options
+        return TransformersLM(candidate.folder, dtype=settings.dtype, batch_size=options.batch_size)
+    from evals.lm_model import EngineLM
+
+    run.ready(candidate)
+    return EngineLM(run.engines.local(candidate), strip_thinking=candidate.strip_thinking)
+
+
+def _has_completions(candidate: Candidate) -> bool:
+    e = candidate.endpoint
+    return bool(e and e.base_url and e.tokenizer and e.mode == "chat")
+
+
+def _completions(run: Run, candidate: Candidate) -> Any:
+    from evals.lm_endpoint import Completions
+
+    e = candidate.endpoint
+    if e is None or not _has_completions(candidate):
+        return None
+    return Completions(
+        base_url=str(e.base_url),
+        model=e.model,
+        key=run.engines.environ.get(e.api_key_env or "", ""),
+        tokenizer=str(e.tokenizer),
+        concurrency=min(e.concurrency, 16),
+        timeout=e.timeout,
+        max_attempts=e.max_attempts,
+        max_length=run.engines.settings.max_model_len,
+    )

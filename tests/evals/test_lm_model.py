@@ -1,0 +1,116 @@
+"""A tiny real model in the real vLLM engine and in transformers: the same numbers as lm-eval's own backends."""
+
+import pytest
+
+from evals.chat import NoReply
+from evals.lm_harness import load_task
+from tests.evals.lm_task_files import CHOICE, COLOURS, GENERATIVE, SUMS, task_file
+from tests.fusion.tiny_models import model_folder
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return model_folder(tmp_path_factory.mktemp("tiny"), hidden_size=64, heads=2)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    return model_folder(tmp_path_factory.mktemp("other"), seed=1, hidden_size=64, heads=2)
+
+
+@pytest.fixture(scope="module")
+def engine(folder):
+    from evals.engine import EngineSettings
+    from evals.local import LocalModel
+
+    model = LocalModel(folder, identity="tiny", settings=EngineSettings(max_model_len=256, kv_cache_gib=0.05))
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """Return lm-eval's own tasks: one that generates, one of choices, one of whole texts."""
+    place = tmp_path_factory.mktemp("tasks")
+    rolling = {**GENERATIVE, "task": "texts", "output_type": "loglikelihood_rolling", "doc_to_text": "",
+               "num_fewshot": 0,
+               "doc_to_target": "{{question * 40}}", "training_split": None, "fewshot_split": None, "filter_list": None,
+               "metric_list": [{"metric": "byte_perplexity", "aggregation": "weighted_perplexity",
+                                "higher_is_better": False}]}  # fmt: skip
+    del rolling["generation_kwargs"]
+    found = {}
+    for definition, docs in ((GENERATIVE, SUMS), (CHOICE, COLOURS), (rolling, SUMS[:2])):
+        file = task_file(place, definition, docs)
+        options = {"data": str(file.with_suffix("")), "fewshot_split": "test"}
+        found.update(load_task(str(file), version=None, options=options).harness.tasks)
+    return found
+
+
+def by_lm_eval(model, tasks, **how):
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    nothing = TaskManager(include_defaults=False)  # of the catalogue, whose index takes its time
+    return simple_evaluate(model, tasks=list(tasks.values()), bootstrap_iters=0, task_manager=nothing, **how)
+
+
+def responses(told):
+    """Return every response of every document, by task."""
+    return {task: [s["resps"] for s in samples] for task, samples in told["samples"].items()}
+
+
+def flat(nested):
+    return [x for each in nested for x in flat(each)] if isinstance(nested, list | tuple) else [nested]
+
+
+def test_the_engine_gives_what_lm_evals_transformers_backend_gives_after_a_swap_too(engine, folder, other, tasks):
+    from lm_eval.models.huggingface import HFLM
+
+    from evals.lm_model import EngineLM
+
+    for weights, name in ((folder, "tiny"), (other, "other")):
+        engine.load(weights, identity=name)
+        ours = by_lm_eval(EngineLM(engine), tasks)
+        theirs = by_lm_eval(HFLM(str(weights), device="cpu", dtype="float32", max_length=256), tasks)
+        for task, found in responses(theirs).items():
+            if task == "sums":  # texts of random weights part where two tokens tie
+                continue
+            for one, other_one in zip(flat(responses(ours)[task]), flat(found), strict=True):
+                assert one == (other_one if isinstance(one, str | bool) else pytest.approx(other_one, abs=5e-3))
+
+
+def test_our_transformers_responder_gives_exactly_what_lm_evals_backend_gives(folder, tasks):
+    from lm_eval.models.huggingface import HFLM
+
+    from evals.lm_model import TransformersLM, Wish
+
+    model, ours = HFLM(str(folder), device="cpu", dtype="float32"), TransformersLM(folder)
+    for task in tasks.values():
+        by_lm_eval(model, {task.config.task: task})
+        instances = task.instances
+        found = dict(ours.respond([Wish(instance, 0) for instance in instances]))
+        for number, instance in enumerate(instances):
+            assert found[number].value == instance.resps[0]
+
+
+def test_a_reply_that_the_engine_cannot_hold_is_said_and_not_shortened(engine):
+    from lm_eval.api.instance import Instance
+
+    from evals.lm_model import EngineLM, Wish
+
+    asked = Instance("generate_until", {}, ("the cat", {"until": [], "max_gen_toks": 300}), 0, ("t", 0, 1))
+    [(_, said)] = EngineLM(engine).respond([Wish(asked, 0)])
+    assert isinstance(said, NoReply) and said.kind == "context_length" and "max_gen_toks" in said.message
+
+
+def test_drawn_replies_differ_by_seed_and_return_with_it(engine):
+    from lm_eval.api.instance import Instance
+
+    from evals.lm_model import EngineLM, Wish
+
+    how = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.0}
+    asked = Instance("generate_until", {}, ("the cat", how), 0, ("t", 0, 1))
+    found = dict(EngineLM(engine).respond([Wish(asked, seed) for seed in (1, 2, 1)]))
+    assert found[0].value == found[2].value != found[1].value
