@@ -6,24 +6,22 @@ Exit codes: 0 done; 1 failed; 2 bad usage or configuration; 3 finished but cover
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fuseval.cli_ledger import ledger_app, show_leaderboard
+from fuseval.exits import errors, fail
 from fuseval.options import (
-    DEFAULT_LEDGER,
     AsJson,
     Dollars,
     DryRun,
     ExperimentFile,
-    LedgerFile,
     LedgerOption,
     Limit,
     Questions,
@@ -32,16 +30,13 @@ from fuseval.options import (
 from fuseval.session import (
     Choices,
     cache_folder,
-    locate_asset,
     mirror_folder,
-    open_ledger,
     running,
     storing_merges,
 )
 from fuseval.terminal import say, show, show_pages, stages
 
 if TYPE_CHECKING:
-    from evals.records import Score
     from fuseval.experiment import Experiment
     from fuseval.pipeline import Coverage, Run
     from results.store import Ledger
@@ -91,7 +86,7 @@ def run(
 ) -> None:
     """Do everything an experiment says: fuse, answer, judge, score, report; what is in the ledger is not done again."""
     chosen = Choices.of(limit, questions, budget=budget, retry_failed=retry_failed)
-    with _errors(), running("run", experiment, ledger, chosen, dry_run=dry_run) as session:
+    with errors(), running("run", experiment, ledger, chosen, dry_run=dry_run) as session:
         if dry_run:
             from fuseval.planning import plan
 
@@ -102,7 +97,7 @@ def run(
         covered = run_all(session)
         if page := session.experiment.report:
             _write_page(session.ledger, Path(page).expanduser(), title=session.experiment.name)
-        _leaderboard(session.ledger, as_json=as_json, models={c.id for c in session.candidates})
+        show_leaderboard(session.ledger, as_json=as_json, models={c.id for c in session.candidates})
     say(*session.experiment.notes, style="yellow")
     say(*([f"report: {page}"] if page else []), f"ledger: {session.ledger.path}")
     _check_coverage(covered, session)
@@ -119,7 +114,7 @@ def fuse(
     as_json: Annotated[bool, typer.Option("--json", help="Print what --dry-run reports as JSON.")] = False,
 ) -> None:
     """Make the experiment's targets and merges, and write them as checkpoints."""
-    with _errors(), running("fuse", experiment, ledger, dry_run=dry_run) as session:
+    with errors(), running("fuse", experiment, ledger, dry_run=dry_run) as session:
         if dry_run:
             from fuseval.planning import alignments
 
@@ -142,7 +137,7 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Merge checkpoints in weight space, and write them with recipe, coefficients and model card."""
-    with _errors():
+    with errors():
         from fuseval.config import ConfigError
         from fuseval.merge_file import load_merge
         from fuseval.merging import mean_coefficients, merge_recipe
@@ -187,7 +182,7 @@ def ablate(
 
     chosen = Choices.of(limit, None, budget=budget, retry_failed=False)
     wanted = Wanted(suggest, promote, keep, leave_one_out, add, dry_run)
-    with _errors(), running("ablate", file, ledger, chosen, dry_run=wanted.only_looks, load=_load_ablation) as session:
+    with errors(), running("ablate", file, ledger, chosen, dry_run=wanted.only_looks, load=_load_ablation) as session:
         told = study(session, wanted)
         show(told.rows if as_json else told.table, as_json=as_json, title=told.title)
         if (page := session.experiment.report) and not wanted.only_looks:
@@ -195,9 +190,9 @@ def ablate(
             say(f"report: {page}")
     say(*told.sentences, f"ledger: {session.ledger.path}")
     if told.stopped:
-        _fail(told.stopped, code=4)
+        fail(told.stopped, code=4)
     if told.coverage < session.experiment.coverage:
-        _fail(f"coverage {told.coverage:.1%} is below {session.experiment.coverage:.1%}", code=3)
+        fail(f"coverage {told.coverage:.1%} is below {session.experiment.coverage:.1%}", code=3)
 
 
 @app.command()
@@ -212,7 +207,7 @@ def answer(
 ) -> None:
     """Have the experiment's models answer what they have not answered yet (making them first)."""
     chosen = Choices.of(limit, questions, budget=budget, retry_failed=retry_failed)
-    with _errors(), running("answer", experiment, ledger, chosen) as session:
+    with errors(), running("answer", experiment, ledger, chosen) as session:
         from fuseval.pipeline import answer_stage, coverage
 
         answer_stage(session)
@@ -233,7 +228,7 @@ def judge(
 ) -> None:
     """Have the experiment's judges judge the stored answers that they have not judged yet."""
     chosen = Choices.of(limit, questions, budget=budget, retry_failed=retry_failed)
-    with _errors(), running("judge", experiment, ledger, chosen) as session:
+    with errors(), running("judge", experiment, ledger, chosen) as session:
         from fuseval.judging import judge_all
         from fuseval.pipeline import coverage, register
 
@@ -245,178 +240,6 @@ def judge(
 
 
 @app.command()
-def score(
-    *,
-    ledger: LedgerFile = DEFAULT_LEDGER,
-    benchmark: Annotated[str | None, typer.Option(help="Only this benchmark.")] = None,
-    model: Annotated[str | None, typer.Option(help="Show only this model, by name.")] = None,
-    like_published: Annotated[
-        bool, typer.Option("--like-published", help="Also print what the published way of scoring gives.")
-    ] = False,
-    people: Annotated[
-        Path | None, typer.Option(exists=True, help="People's votes on MT-Bench answers, to audit judges with.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Score the ledger's answers and judgments again, and audit the judges; no model is asked."""
-    with _errors():
-        from evals.catalog import find_benchmark
-        from fuseval.config import ConfigError, did_you_mean
-        from fuseval.scoring import published_figures
-        from fuseval.scoring import score as score_ledger
-        from results.queries import display_names
-
-        asset = locate_asset()
-        if benchmark and "@" not in benchmark:
-            benchmark = find_benchmark(benchmark, asset=asset).name
-        with open_ledger(ledger) as opened:
-            names = display_names(opened)
-            known = {name for m in opened.models() for name in (m.name, m.id)} | set(names.values())
-            if model and model not in known:
-                raise ConfigError(f"no model is called {model!r} in {ledger}.{did_you_mean(model, known)}")
-            for name in score_ledger(opened, asset=asset, benchmark=benchmark, people=people):
-                say(f"{name} is no benchmark of this fuseval: its judgments are stored and not scored", style="yellow")
-            figures = published_figures(opened, asset=asset, benchmark=benchmark) if like_published else []
-            _leaderboard(opened, benchmark=benchmark, model=model, figures=figures, as_json=as_json)
-
-
-@app.command(name="import")
-def import_(
-    kind: Annotated[str, typer.Argument(metavar="fastchat|alpaca_eval|arena_hard", help="Whose files these are.")],
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files, or folders of files.")],
-    *,
-    ledger: LedgerFile = DEFAULT_LEDGER,
-    model: Annotated[str | None, typer.Option(help="The model's name, where the files do not say it.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Store published or past answers and judgments; a file imported twice adds nothing."""
-    with _errors():
-        from fuseval.exchange import import_files
-        from fuseval.scoring import versions
-        from results.store import Ledger
-
-        asset = locate_asset()
-        with Ledger.open(ledger) as opened, stages() as watch:
-            run_id, outcome = opened.start_run(command="import", experiment="", versions=versions()), "failed"
-            try:
-                rows = import_files(opened, kind, paths, asset=asset, model=model, watch=watch)
-                outcome = "done"
-            finally:
-                opened.end_run(run_id, outcome=outcome)
-        brief = ("file", "recognised", "models", "answers", "judgments", "unreadable", "new", "skipped")
-        shown = [{**{c: row[c] for c in brief}, "file": Path(str(row["file"])).name} for row in rows]
-        shown = rows if as_json else shown
-        show(shown, as_json=as_json, title="Imported")
-        say(*(f"{row['file']}: {row['why']}" for row in rows if row["why"]), style="yellow")
-        if not any(row["recognised"] for row in rows):
-            _fail("nothing was imported", code=1)
-    say(f"ledger: {ledger}; `fuseval score --ledger {ledger}` scores it")
-
-
-@app.command()
-def export(
-    kind: Annotated[str, typer.Argument(metavar="fastchat|alpaca_eval|arena_hard", help="For whose tools.")],
-    *,
-    ledger: LedgerFile = DEFAULT_LEDGER,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")],
-    model: Annotated[list[str] | None, typer.Option(help="Only this model, by name; may be given again.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write the ledger's answers and judgments as the official tools' own files."""
-    with _errors():
-        from fuseval.exchange import export_files
-
-        with open_ledger(ledger, read_only=True) as opened:
-            files = export_files(opened, kind, output, models=model)
-        show([{"file": str(file)} for file in files], as_json=as_json, title="Exported")
-
-
-@app.command()
-def report(
-    *,
-    ledger: LedgerFile = DEFAULT_LEDGER,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="Where to write: the HTML page, the model card, the data set's folder."),
-    ] = None,
-    title: Annotated[str | None, typer.Option(help="The heading; default: the ledger's name.")] = None,
-    as_json: AsJson = False,
-    csv: Annotated[bool, typer.Option("--csv", help="Print the leaderboard as CSV.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the leaderboard as Markdown.")] = False,
-    latex: Annotated[bool, typer.Option("--latex", help="Print the leaderboard as LaTeX (booktabs).")] = False,
-    differences: Annotated[
-        bool, typer.Option("--differences", help="Print the paired differences in place of the leaderboard.")
-    ] = False,
-    statements: Annotated[
-        bool, typer.Option("--statements", help="Print a sentence for each paired difference: what it shows.")
-    ] = False,
-    context: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[=MODELS]",
-            help="Print a published leaderboard's models among the others: alpaca_eval, arena_hard, or only those that "
-            "a pattern picks, as in alpaca_eval='*Llama-3*'.",
-        ),
-    ] = None,
-    leaderboard_rows: Annotated[
-        str | None,
-        typer.Option(metavar="alpaca_eval|arena_hard", help="Print rows as that project's leaderboard has them."),
-    ] = None,
-    figures: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write every figure as SVG, PNG, PDF and CSV.")
-    ] = None,
-    model_card: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Write the model's results into the card -o (README.md).")
-    ] = None,
-    publish: Annotated[
-        str | None,
-        typer.Option(metavar="ORGANISATION/NAME", help="Write the leaderboard as a data set of the Hub; see --yes."),
-    ] = None,
-    with_answers: Annotated[bool, typer.Option("--with-answers", help="Publish the answers too.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Really upload what --publish has written.")] = False,
-    token_env: Annotated[
-        str | None, typer.Option(help="Environment variable that holds the Hub's token; default: HF_TOKEN.")
-    ] = None,
-    serve: Annotated[
-        bool, typer.Option("--serve", help="Show a live report on this machine while the ledger is being filled.")
-    ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Where --serve listens; 0: any free port.")] = 8765,
-) -> None:
-    """Write the ledger's comparison as one HTML page, or print, draw or publish it in another form."""
-    with _errors():
-        from fuseval import reporting
-
-        if serve:
-            from fuseval.serving import serve as serve_live
-
-            def ready(address: str) -> None:
-                say(f"live report: {address} (to this machine only; Ctrl+C ends it)")
-
-            serve_live(ledger, title=title or ledger.stem, port=port, asset=locate_asset(), ready=ready)
-            return
-        given = zip(reporting.FORMATS, (as_json, csv, markdown, latex), strict=True)
-        wanted = reporting.Wanted(
-            output=output,
-            title=title,
-            formats=[name for name, flag in given if flag],
-            differences=differences,
-            statements=statements,
-            context=context or (),
-            rows_of=leaderboard_rows,
-            figures=figures,
-            card_of=model_card,
-            publish=publish,
-            answers=with_answers,
-            really=yes,
-            token_env=token_env or reporting.TOKEN_ENV,
-        )
-        with open_ledger(ledger, read_only=True) as opened:
-            made = reporting.report(opened, wanted)
-        sys.stdout.write(made.text)
-        say(*made.lines)
-
-
-@app.command()
 def assets(
     names: Annotated[list[str] | None, typer.Argument(help="Fetch these; default: none, only list.")] = None,
     *,
@@ -424,7 +247,7 @@ def assets(
     as_json: AsJson = False,
 ) -> None:
     """List the benchmarks' upstream files, and fetch and verify them (FUSEVAL_ASSETS: a folder as offline mirror)."""
-    with _errors():
+    with errors():
         from evals import assets as table
 
         cache, mirror = cache_folder() / "assets", mirror_folder()
@@ -449,7 +272,7 @@ def assets(
         show(rows, as_json=as_json, title="Assets")
         corrupt = [f"{row['name']} is not what its hash says: remove it" for row in rows if row["state"] == "corrupt"]
         if failed or corrupt:
-            _fail("\n".join(failed + corrupt), code=1)
+            fail("\n".join(failed + corrupt), code=1)
 
 
 @app.command()
@@ -461,7 +284,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Tell what this machine can run, and how to mend what is missing."""
-    with _errors():
+    with errors():
         from dataclasses import asdict
 
         from fuseval.config import load_experiment
@@ -477,67 +300,14 @@ def doctor(
         show([asdict(finding) for finding in found], as_json=as_json, title="This machine")
 
 
+app.add_typer(ledger_app)
+
+
 def main() -> None:
     """Run the command line."""
     gc.set_threshold(500_000, 50, 50)  # imports make many objects that stay: to look them through takes a tenth of them
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for huge pages, which the kernel clears sooner
     app()
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """Turn what the rooms raise into a message and an exit code."""
-    from evals.assets import AssetError
-    from evals.budget import BudgetReached
-    from evals.catalog import UnknownBenchmark
-    from evals.chat import ChatError
-    from fuseval.config import ConfigError
-    from fuseval.publishing import PublishError
-    from fusion.errors import FusionError
-    from results.errors import LedgerError
-
-    try:
-        yield
-    except (ConfigError, UnknownBenchmark) as error:
-        _fail(str(error), code=2)
-    except (ChatError, FusionError, LedgerError, AssetError, PublishError) as error:
-        _fail(str(error), code=1)
-    except BudgetReached as error:
-        _fail(str(error), code=4)
-    except OSError as error:
-        _fail(f"the system refused: {error}", code=1)
-    except KeyboardInterrupt:
-        _fail("interrupted; everything that arrived is stored, the same command goes on from here", code=130)
-
-
-def _fail(message: str, *, code: int) -> None:
-    say(message, style="bold red")
-    raise typer.Exit(code)
-
-
-def _leaderboard(
-    ledger: Ledger,
-    *,
-    as_json: bool,
-    benchmark: str | None = None,
-    model: str | None = None,
-    models: Collection[str] | None = None,
-    figures: Sequence[Score] = (),
-) -> None:
-    from reports import compare, marks
-
-    found = compare.comparison(ledger, benchmark=benchmark, model=model, models=models, figures=figures)
-    if as_json:
-        sys.stdout.write(compare.to_json(found.rows))
-        return
-    for title, table in compare.grids(found.rows).items():
-        show(table, as_json=False, title=f"{title}: value, 95 % interval")
-    say(*marks.footnotes(found.rows))
-    claims = [s for s in found.statements if s.verdict in ("better", "worse")]
-    if claims:
-        say("What the paired differences show:", *(f"  {s.sentence}" for s in claims))
-    if undecided := len(found.statements) - len(claims):
-        say(f"No difference shown in {undecided} other comparisons; the report has them all.")
 
 
 def _load_ablation(file: Path) -> Experiment:
