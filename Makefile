@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test check slow venv format clean
+.PHONY: demo test check slow browser venv format clean
 
 demo: $(READY)
 	$(BIN)/fuseval demo
@@ -21,9 +21,16 @@ check: $(READY)
 	$(BIN)/pytest -q -n auto --dist loadfile -m "not slow"
 
 # Two tests at a time, each on one core; the rooms whose tests take longest first, so that none is waited for at the end.
-slow: $(READY)
+slow: $(READY) browser
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/pytest -q -m slow -n 2 --dist loadfile \
 		--no-loadscope-reorder tests/judges tests/fuseval tests
+
+# The report's tests drive Chromium: Debian's, installed where there is none and that can be done.
+browser:
+	@test -n "$$CHROMIUM" || command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+		|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update \
+		     && apt-get -qq install -y --no-install-recommends chromium >/dev/null; } \
+		|| echo "no Chromium: the report's browser tests are skipped (apt-get install chromium, or name one in CHROMIUM)" >&2
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -108,3 +108,12 @@ def _sum(rows: Sequence[CostRow], *, model: str) -> Cost:
 
 def _dearest(cost: Cost) -> tuple[float, str, str, str, str]:
     return (-(cost.known or 0.0), cost.benchmark, cost.stage, cost.asked, cost.model)
+
+
+def model_costs(rows: Sequence[CostRow]) -> dict[str, Cost]:
+    """Sum up, by the name of the evaluated model, what its answers and the judgments on them cost."""
+    grouped: dict[str, list[CostRow]] = {}
+    for row in sorted(rows, key=_costs_money, reverse=True):  # what costs money says how the sum is called
+        if row.model_name:
+            grouped.setdefault(row.model_name, []).append(row)
+    return {name: _sum(each, model=name) for name, each in grouped.items()}

@@ -63,9 +63,18 @@ def drawings(ledger: Ledger) -> Iterator[Drawing]:
     compared = comparison(ledger)
     yield from _of_scores(compared.rows)
     yield from _of_differences(compared.statements)
-    rows = figure_queries.coefficient_means(ledger)
-    for (model,), found in grouped_by(rows, lambda row: (row.model_name,)).items():
-        yield coefficients_figure(found, name=_file("coefficients", model))
+    yield from further_drawings(ledger, compared.rows)
+    if trained := queries.training(ledger):
+        yield training_figure(trained)
+
+
+def further_drawings(ledger: Ledger, rows: Sequence[LeaderboardRow]) -> Iterator[Drawing]:
+    """Yield what a reader of scores and differences may want to see besides; ``rows`` is the leaderboard."""
+    for (benchmark, version), found in grouped_by(rows, lambda row: (row.benchmark, row.version)).items():
+        if single := category_rows(found):
+            radar = radar_figure(single, name=_file("radar", benchmark, version))
+            yield from [radar] if radar.rows else []
+            yield categories_figure(single, name=_file("categories", benchmark, version))
     if met := figure_queries.meetings(ledger):
         yield meetings_figure(met)
     agreed = agreement_figure(audit_queries.audits(ledger))
@@ -73,8 +82,9 @@ def drawings(ledger: Ledger) -> Iterator[Drawing]:
         yield agreed
     if lengths := figure_queries.lengths(ledger):
         yield length_figure(lengths)
-    if trained := queries.training(ledger):
-        yield training_figure(trained)
+    means = figure_queries.coefficient_means(ledger)
+    for (model,), of_model in grouped_by(means, lambda row: (row.model_name,)).items():
+        yield coefficients_figure(of_model, name=_file("coefficients", model))
 
 
 def _of_scores(rows: Sequence[LeaderboardRow]) -> Iterator[Drawing]:
@@ -85,10 +95,6 @@ def _of_scores(rows: Sequence[LeaderboardRow]) -> Iterator[Drawing]:
         if whole:
             name = _file("leaderboard", benchmark, version)
             yield leaderboard_figure(whole, name=name, marked=marked[benchmark, version])
-        if single:
-            radar = radar_figure(single, name=_file("radar", benchmark, version))
-            yield from [radar] if radar.rows else []
-            yield categories_figure(single, name=_file("categories", benchmark, version))
 
 
 def _of_differences(statements: Sequence[Statement]) -> Iterator[Drawing]:

@@ -1,8 +1,8 @@
 """One self-contained page: leaderboard, differences, answers side by side, the judges' audit, costs, provenance.
 
-What models and judges wrote is hostile text. It enters the page in two ways only: escaped by the template, or as
-JSON that the page's script puts into text nodes. The page's own policy forbids every script and style but ours, by
-hash, and everything from the network.
+What models and judges wrote is hostile text. It enters the page in two ways only: escaped by the template, or packed
+in base64, which the page's script puts into text nodes or, as Markdown, through DOMPurify. The page's own policy
+forbids every script and style but ours, by hash, markup from strings past DOMPurify, and everything from the network.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,69 +22,107 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from evals.records import Model
 from reports.ablation import ablation
 from reports.audit import judge_audit, visible
-from reports.browser import browser_data
-from reports.claims import Statement
+from reports.browser import INLINE, Material, Packed, pack
 from reports.compare import Comparison, comparison, without_flagged
-from reports.costs import cost_groups, cost_parts, cost_total
+from reports.costs import cost_groups, cost_parts, cost_total, model_costs
+from reports.figure_files import further_drawings
 from reports.figure_svg import svg
-from reports.figures import differences_figure, leaderboard_figure, training_figure
-from reports.marks import ATTACK, MARK, detectors, footnotes, marked_models
+from reports.making import recipes, trainings
+from reports.marks import ATTACK, MARK, marked_models
 from reports.numbers import interval, number, p_text
-from results import audit_queries, queries
-from results.queries import AnswerRow, JudgmentRow, LeaderboardRow, RunRow, TrainingRow
+from reports.overview import overview
+from reports.provenance import provenance, table
+from reports.score_groups import difference_groups, score_groups
+from results import audit_queries, detail_queries, queries
+from results.queries import AnswerRow, RunRow
 from results.store import Ledger
 
 _HERE = Path(__file__).parent
 _KINDS = {kind: place for place, kind in enumerate(("checkpoint", "endpoint", "sft", "merge"))}  # the base first
+_LIBRARIES = ("purify.min.js", "markdown-it.min.js", "katex.min.js")  # reports/vendor/VENDOR.md says what they are
+_SCRIPTS = ("texts.js", "parts.js", "tables.js", "answers.js", "scatter.js", "page.js")
 
 
-def write_page(ledger: Ledger, path: Path, *, title: str, notes: Sequence[str] | None = None) -> None:
-    """Write the page of :func:`page` to ``path``; its folder is made where it is missing."""
+def write_page(
+    ledger: Ledger, path: Path, *, title: str, notes: Sequence[str] | None = None, inline: int = INLINE
+) -> list[Path]:
+    """Write the page of :func:`page` to ``path``, and return the files written; folders are made where missing.
+
+    Of the answers and replies, at most ``inline`` characters are in the page, and the rest in the folder ``NAME.parts``
+    beside it, which has to go wherever the page goes.
+    """
+    parts = path.with_suffix(".parts")
+    text, beside = _built(ledger, title=title, notes=notes, inline=inline, parts=parts.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(ledger, title=title, notes=notes), encoding="utf-8", newline="\n")
+    for name, content in beside.items():
+        parts.mkdir(exist_ok=True)
+        (parts / f"{name}.js").write_text(f'fusevalPart("{name}","{content}");\n', encoding="ascii", newline="\n")
+    for stale in set(parts.glob("*.js")) - {parts / f"{name}.js" for name in beside}:  # of an earlier page
+        stale.unlink()
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return [path, *(parts / f"{name}.js" for name in beside)]
 
 
 def page(ledger: Ledger, *, title: str, notes: Sequence[str] | None = None) -> str:
-    """Return the whole report as HTML.
+    """Return the whole report as HTML, with all answers in it.
 
     ``notes`` stand at its top, where nobody misses them; None means those of the last run's experiment.
     """
+    return _built(ledger, title=title, notes=notes, inline=2**62, parts="")[0]
+
+
+def _built(
+    ledger: Ledger, *, title: str, notes: Sequence[str] | None, inline: int, parts: str
+) -> tuple[str, dict[str, str]]:
+    """Return the page, and what does not fit into it by name."""
     compared = comparison(ledger)
-    models = _models(ledger)
+    models, runs = _models(ledger), queries.runs(ledger)
     controls = {model.name for model in models if model.kind == "control"}  # they answer nothing
     answers = [row for row in queries.answers_wide(ledger) if row.model_name not in controls]
-    judgments, runs = queries.judgments_wide(ledger), queries.runs(ledger)
+    judgments = queries.judgments_wide(ledger)
     answered = Counter((row.model_name, row.benchmark, row.version) for row in answers)
     audit, costs = judge_audit(ledger, compared.rows, answered=answered), audit_queries.costs(ledger)
-    sections = {
-        "scores": _score_groups(compared.rows),
-        "differences": _difference_groups(compared.statements, marked_models(compared.rows)),
-        "compared": len(compared.statements),
-        "shown": [each for each in compared.statements if each.verdict in ("better", "worse")],
-        "unshown": [each for each in compared.statements if each.verdict not in ("better", "worse")],
-        "has_answers": bool(answers),
-        "data": browser_data(
-            answers,
-            judgments,
-            queries.checks(ledger),
-            models=[model.name for model in models],
-            flagged=audit["flagged"] + audit["stray"],
-        ),
+    marked = marked_models(compared.rows)
+    material = Material(
+        answers=answers,
+        judgments=judgments,
+        checks=queries.checks(ledger),
+        items=detail_queries.plain_items(ledger),
+        models=[model.name for model in models],
+        flagged=audit["flagged"] + audit["stray"],
+    )
+    packed = pack(material, inline=inline) if answers else Packed("", {}, {})
+    text = _render(
+        title=title,
+        notes=_notes(runs) if notes is None else notes,
+        summary=_summary(compared, answers, models),
+        overview=overview(compared.rows, marked=marked, costs=model_costs(costs)),
+        scores=score_groups(compared.rows),
+        differences=difference_groups(compared.statements, marked),
+        figures=[(each.label, svg(each)) for each in further_drawings(ledger, compared.rows)],
+        compared=len(compared.statements),
+        shown=[each for each in compared.statements if each.verdict in ("better", "worse")],
+        unshown=[each for each in compared.statements if each.verdict not in ("better", "worse")],
+        packed=packed,
+        parts=parts if packed.beside else "",
         **({"studies": []} | ablation(ledger)),
         **audit,
-        "cost_total": cost_total(costs),
-        "cost_groups": cost_groups(costs),
-        "cost_parts": cost_parts(costs),
-        **_training(queries.training(ledger)),
-        "recipes": _recipes(models),
-        "failures": _table(queries.failures(ledger), without=("key",)),
-        "models": _table(models, without=("recipe", "parent")),
-        "runs": _table(runs, without=("id", "experiment")),
-        "experiment": runs[-1].experiment if runs else "",
-        "facts": _facts(answers, judgments),
-    }
-    notes = _notes(runs) if notes is None else notes
-    return _render(title=title, notes=notes, summary=_summary(compared, answers, models), **sections)
+        cost_total=cost_total(costs),
+        cost_groups=cost_groups(costs),
+        cost_parts=cost_parts(costs),
+        **trainings(queries.training(ledger)),
+        recipes=recipes(models),
+        failures=table(queries.failures(ledger), without=("key",)),
+        **provenance(
+            answers,
+            judgments,
+            models=models,
+            runs=runs,
+            scored=detail_queries.provenances(ledger),
+            requests=detail_queries.first_requests(ledger),
+        ),
+    )
+    return text, dict(packed.beside)
 
 
 def _models(ledger: Ledger) -> list[Model]:
@@ -111,12 +148,12 @@ def _render(**context: Any) -> str:
     environment.filters.update(
         {"number": number, "interval": interval, "p_text": p_text, "without": without_flagged, "visible": visible}
     )
-    css, js = ((_HERE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    names = {
+    there = {
         "leaderboard": True,
         "differences": context["differences"],
+        "figures": context["figures"],
         "ablation": context["studies"],
-        "answers": context["has_answers"],
+        "answers": context["packed"].index,
         "judges": any(context[name] for name in ("orders", "blocks", "matrices", "flagged", "stray", "served")),
         "costs": context["cost_groups"],
         "training": context["curves"],
@@ -124,27 +161,37 @@ def _render(**context: Any) -> str:
         "failures": context["failures"],
         "provenance": True,
     }
-    listed = [(f"section-{name}", name.capitalize()) for name, there in names.items() if there]
+    css = _read("page.css")
+    scripts = ['"use strict";\n' + "\n".join(_read(name) for name in _SCRIPTS)]
+    if context["packed"].index:  # only answers need them
+        scripts = [*(_read(f"vendor/{name}") for name in _LIBRARIES), *scripts]
     made = environment.get_template("page.html").render(
         **context,
         css=css,
-        js=js,
-        policy=_policy(css=css, js=js),
-        sections=listed,
-        there=names,
+        scripts=scripts,
+        policy=_policy(css=css, scripts=scripts, beside=bool(context["parts"])),
+        sections=[(f"section-{name}", name.capitalize()) for name, value in there.items() if value],
+        there=there,
         mark=MARK,
         attack=ATTACK,
     )
     return re.sub("[\ud800-\udfff]", "\ufffd", made) + "\n"
 
 
-def _policy(*, css: str, js: str) -> str:
+def _read(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+def _policy(*, css: str, scripts: Sequence[str], beside: bool) -> str:
+    """Return the page's Content-Security-Policy; files ``beside`` it are scripts that ours may load."""
+
     def allowed(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
+    sources = [*map(allowed, scripts), *(["'strict-dynamic'"] if beside else [])]
     return (
-        f"default-src 'none'; script-src {allowed(js)}; style-src {allowed(css)}; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {' '.join(sources)}; style-src {allowed(css)}; img-src data:; "
+        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types dompurify fuseval"
     )
 
 
@@ -168,117 +215,3 @@ def _summary(compared: Comparison, answers: Sequence[AnswerRow], models: Sequenc
 
 def _count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _score_groups(rows: Sequence[LeaderboardRow]) -> list[dict[str, Any]]:
-    grouped: dict[tuple[str, str, str, str, str], list[LeaderboardRow]] = {}
-    for row in rows:
-        key = (row.benchmark, row.version, row.metric, row.judge_name, row.baseline_name or "")
-        grouped.setdefault(key, []).append(row)
-    groups, marked = [], marked_models(rows)
-    for place, ((benchmark, version, metric, judge, baseline), found) in enumerate(grouped.items()):
-        against = f", against {baseline} (50 is even with it)" if baseline else ""
-        drawn = any(row.value is not None for row in found)
-        names = marked[benchmark, version] & {row.name for row in found}
-        of_names = [r for r in rows if r.name in names and (r.benchmark, r.version) == (benchmark, version)]
-        groups.append(
-            {
-                "title": f"{benchmark} {version} · {metric}",
-                "how": f"{_judged(judge)}{against}.",
-                "rows": found,
-                "flagged": any(len(row.flags) > len(detectors(row.flags)) for row in found),
-                "unflagged": any(row.unflagged_n is not None for row in found),
-                "marked": names,
-                "footnotes": footnotes(of_names),
-                "figure": svg(leaderboard_figure(found, name=f"leaderboard-{place}", marked=names)) if drawn else "",
-            }
-        )
-    return groups
-
-
-def _difference_groups(
-    statements: Sequence[Statement], marked: Mapping[tuple[str, str], Collection[str]]
-) -> list[dict[str, Any]]:
-    grouped: dict[tuple[str, ...], list[Statement]] = {}
-    for each in statements:
-        row = each.difference
-        key = (row.benchmark, row.version, row.metric, row.judge_name, row.other_name, row.baseline_name or "")
-        grouped.setdefault(key, []).append(each)
-    groups = []
-    for place, ((benchmark, version, metric, judge, other, baseline), found) in enumerate(grouped.items()):
-        drawn = any(each.verdict != "missing" for each in found)
-        figure = svg(differences_figure(found, name=f"differences-{place}")) if drawn else ""
-        title = f"{benchmark} {version} · {metric}, minus {other}"
-        both = f", both against {baseline}" if baseline not in ("", other) else ""
-        shown = {"rows": found, "figure": figure, "marked": marked.get((benchmark, version), ())}
-        groups.append({"title": title, "how": f"{_judged(judge)}{both}; in points.", **shown})
-    return groups
-
-
-def _judged(judge: str) -> str:
-    return "Scored by exact checks, without a judge" if judge == "check" else f"Judged by {judge}"
-
-
-def _training(rows: Sequence[TrainingRow]) -> dict[str, Any]:
-    curves = []
-    for name in dict.fromkeys(row.model_name for row in rows):
-        points = sorted((row for row in rows if row.model_name == name), key=lambda row: row.step)
-        ends = {"first": points[0].loss, "last": points[-1].loss}
-        curves.append({"model": name, "steps": points[-1].step, "tokens": points[-1].tokens, **ends})
-    return {"curves": curves, "training_figure": svg(training_figure(rows)) if rows else ""}
-
-
-def _recipes(models: Sequence[Model]) -> list[dict[str, Any]]:
-    names = {model.id: model.name for model in models}
-    made = []
-    for model in models:
-        if not model.recipe:
-            continue
-        try:
-            recipe = json.loads(model.recipe)
-        except ValueError:
-            recipe = {"recipe": model.recipe}
-        recipe = recipe if isinstance(recipe, dict) else {"recipe": recipe}
-        facts = {"made from": names.get(model.parent, model.parent)} if model.parent else {}
-        said = {"kind": model.kind, "base": model.parent}
-        facts |= {key: _text(value, names) for key, value in recipe.items() if value is None or said.get(key) != value}
-        made.append({"name": model.name, "kind": model.kind, "facts": list(facts.items())})
-    return made
-
-
-def _text(value: object, names: Mapping[str, str] | None = None) -> str:
-    """Write a value of JSON for people; a model's identity becomes its name."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_text(each, names)}" for key, each in value.items())
-    if isinstance(value, list | tuple):
-        return "; ".join(_text(each, names) for each in value) or "none"
-    if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M:%S} UTC"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "none" if value is None else (names or {}).get(str(value), str(value))
-
-
-def _table(rows: Sequence[Any], *, without: Sequence[str] = ()) -> dict[str, Any]:
-    if not rows:
-        return {}
-    columns = [field.name for field in dataclasses.fields(rows[0]) if field.name not in without]
-    cells = [["" if (value := getattr(row, name)) is None else _text(value) for name in columns] for row in rows]
-    return {"columns": [name.removesuffix("_name").replace("_", " ") for name in columns], "rows": cells}
-
-
-def _facts(answers: Sequence[AnswerRow], judgments: Sequence[JudgmentRow]) -> list[tuple[str, str]]:
-    facts = {
-        "Benchmarks": ", ".join(dict.fromkeys(f"{row.benchmark} {row.version}" for row in answers)),
-        "Answers": f"{len(answers):,}, of {sum(row.output_tokens for row in answers):,} tokens",
-        "Judgments": f"{len(judgments):,}, of which {sum(row.value is None for row in judgments):,} without a verdict",
-        "Temperature of answers": ", ".join(f"{value:g}" for value in sorted({row.temperature for row in answers})),
-        "Seeds of answers": _range({row.seed for row in answers}),
-    }
-    return [(name, value) for name, value in facts.items() if value]
-
-
-def _range(seeds: set[int]) -> str:
-    if len(seeds) <= 3:
-        return ", ".join(str(seed) for seed in sorted(seeds))
-    return f"{len(seeds)} different ones, from {min(seeds)} to {max(seeds)}; each stands beside its answer"

@@ -7,9 +7,10 @@ import re
 MISSING = "missing"
 
 
-# Metrics by what they are counted in; any other is of a task of lm-eval, and is written as lm-eval writes it.
+# Metrics by what they are counted in; what an objective is, only its study knows. Any other is of a task of lm-eval,
+# and is written as lm-eval writes it.
 _PER_CENT = re.compile(r"accuracy|.*win_rate|bradley_terry$")
-_RATING = re.compile(r"average|turn_\d|category:|elo$|(lc_)?standard_error$")
+_RATING = re.compile(r"average|rating|turn_\d|category:|elo$|(lc_)?standard_error$|objective$")
 
 
 def points(metric: str) -> str:

@@ -65,7 +65,10 @@ class LengthRow:
 
 
 def coefficient_means(ledger: Ledger) -> list[CoefficientMean]:
-    """Return the coefficients of every merge by layer and module; experts of one layer count as one module."""
+    """Return the coefficients of every merge by layer and module; experts of one layer count as one module.
+
+    Merges that studies tried are left out: there are many, and a study's own report shows its best.
+    """
     query = r"""
         SELECT model_name, name, source_name, layer,
                regexp_replace(regexp_replace(
@@ -73,6 +76,7 @@ def coefficient_means(ledger: Ledger) -> list[CoefficientMean]:
                    '\.weight$', ''), '\.\d+\.', '.*.', 'g') AS module,
                avg(value), count(*)
         FROM coefficients_wide
+        WHERE model NOT IN (SELECT model FROM trials)
         GROUP BY model, model_name, name, source, source_name, layer, module
         ORDER BY model_name, model, name, source_name NULLS FIRST, layer NULLS FIRST, module
     """

@@ -1,5 +1,6 @@
 import base64
 import dataclasses
+import gzip
 import hashlib
 import json
 import re
@@ -63,6 +64,25 @@ class Page(HTMLParser):
     def text(self):
         return " ".join(" ".join(self.words).split())
 
+    @property
+    def packed(self):
+        """What is packed for the answer browser, by id."""
+        ids = [attrs.get("id") for attrs in self.all("script")]
+        pairs = zip(ids, self.blocks["script"], strict=True)
+        return {id_: json.loads(gzip.decompress(base64.b64decode(text))) for id_, text in pairs if id_}
+
+    @property
+    def scripts(self):
+        """The scripts that run."""
+        ids = [attrs.get("id") for attrs in self.all("script")]
+        return [text for id_, text in zip(ids, self.blocks["script"], strict=True) if not id_]
+
+    def unpacked(self, kind):
+        """The texts of the first question: its answers, or its replies."""
+        question = self.packed["answers-index"]["questions"][0]
+        part, place = question[kind]
+        return self.packed[self.packed["answers-index"]["parts"][kind][part]][place]
+
 
 def answer(model, turn, text):
     key = f"a-{model.id}-{turn}"
@@ -107,7 +127,7 @@ def test_hostile_text_makes_no_element_and_no_handler(html):
     found = Page(html)
     tags = {tag for tag, _ in found.tags}
     assert not tags & {"img", "iframe", "object", "embed", "base", "form", "foreignobject", "image"}
-    assert [attrs.get("type") for attrs in found.all("script")] == ["application/json", None]
+    assert [attrs.get("type") for attrs in found.all("script")] == ["application/gzip"] * 3 + [None] * 4
     attributes = [(key, value or "") for _, attrs in found.tags for key, value in attrs.items()]
     assert not [key for key, _ in attributes if key.startswith("on") or key in ("style", "srcdoc", "src")]
     assert {value for key, value in attributes if key == "href" and not value.startswith("#")} == {"data:,"}
@@ -116,13 +136,12 @@ def test_hostile_text_makes_no_element_and_no_handler(html):
 def test_hostile_text_reads_as_it_was_written(html):
     found = Page(html)
     assert found.text.count("<img src=x onerror=alert(1)>") >= 6
-    data = json.loads(found.blocks["script"][0])
-    assert {row["text"] for row in data["questions"][0]["answers"]} == {HOSTILE}
-    assert {row["reply"] for row in data["questions"][0]["judgments"]} == {HOSTILE}
-    assert not re.search("[<>&\u2028\u2029]", found.blocks["script"][0])
+    assert {row["text"] for row in found.unpacked("answers")["answers"]} == {HOSTILE}
+    assert {row["reply"] for row in found.unpacked("replies")} == {HOSTILE}
+    assert all(re.fullmatch(r"[A-Za-z0-9+/=]+", text) for text in found.blocks["script"][:3])
 
 
-def test_the_policy_allows_this_script_and_this_style_alone(html):
+def test_the_policy_allows_these_scripts_and_this_style_alone(html):
     found = Page(html)
     assert found.tags[3][1]["http-equiv"] == "Content-Security-Policy"  # html, head, charset, policy
     rules = dict(rule.split(maxsplit=1) for rule in found.tags[3][1]["content"].split("; "))
@@ -132,17 +151,19 @@ def test_the_policy_allows_this_script_and_this_style_alone(html):
 
     assert rules == {
         "default-src": "'none'",
-        "script-src": hashed(found.blocks["script"][1]),
+        "script-src": " ".join(hashed(script) for script in found.scripts),
         "style-src": hashed(found.blocks["style"][0]),
         "img-src": "data:",
         "base-uri": "'none'",
         "form-action": "'none'",
+        "require-trusted-types-for": "'script'",
+        "trusted-types": "dompurify fuseval",
     }
 
 
-def test_the_script_reads_no_markup(html):
-    script = Page(html).blocks["script"][1]
-    assert "textContent" in script
+def test_the_pages_own_script_reads_no_markup(html):
+    script = Page(html).scripts[-1]
+    assert "DOMPurify.sanitize(markdown().render(safe), ALLOWED)" in script
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(", script)
 
 
@@ -176,11 +197,11 @@ def test_a_judge_that_prefers_an_answer_is_not(tmp_path):
 
 
 def test_the_browser_gets_turns_checks_and_both_orders(html):
-    [question] = json.loads(Page(html).blocks["script"][0])["questions"]
+    question, replies = Page(html).unpacked("answers"), Page(html).unpacked("replies")
     assert [(turn["turn"], turn["reference"]) for turn in question["turns"]] == [(1, "4"), (2, HOSTILE)]
     assert question["checks"] == [{"model": SCE.name, "turn": 2, "value": 1.0}]
-    assert {row["order"] for row in question["judgments"]} == {"model_first", "baseline_first"}
-    assert question["judgments"][0]["top_logprobs"] == [["A", -0.1]]  # an impossible token has no finite logarithm
+    assert {row["order"] for row in replies} == {"model_first", "baseline_first"}
+    assert replies[0]["top_logprobs"] == [["A", -0.1]]  # an impossible token has no finite logarithm
 
 
 def test_the_notes_of_the_last_run_are_shown_where_none_are_given(tmp_path):
@@ -203,9 +224,8 @@ def test_two_models_of_one_name_stay_two_in_every_table_and_in_the_browser(tmp_p
             *(Score(m.id, "starter", "1", "check", None, "accuracy", 5.0, 1.0, 9.0, 4, 0) for m in (first, second))
         )
         found = Page(page(twins, title="Demo"))
-    data = json.loads(found.blocks["script"][0])
-    assert data["models"] == ["sce·77aa", "sce·8e5e"]
-    shown = {row["model"]: row["text"] for row in data["questions"][0]["answers"]}
+    assert found.packed["answers-index"]["models"] == ["sce·77aa", "sce·8e5e"]
+    shown = {row["model"]: row["text"] for row in found.unpacked("answers")["answers"]}
     assert shown == {"sce·8e5e": "8e5e00", "sce·77aa": "77aa00"}
     assert "2 models (sce·77aa, sce·8e5e) on starter 1" in found.text
     assert "77aa00 sce·77aa merge" in found.text
@@ -277,13 +297,12 @@ def test_what_it_cost_stands_at_the_top_and_in_its_section(audited):
 
 def test_a_flagged_model_is_marked_and_its_score_stands_without_its_flagged_answers(audited):
     found = Page(audited)
-    assert [link["href"] for link in found.all("a") if link.get("class") == "mark"] == ["#attacks"]
+    assert [link["href"] for link in found.all("a") if link.get("class") == "mark"] == ["#attacks"] * 2
     assert "† 9.00 [8.00, 9.90] 2.00 4 0" in found.text
     assert "base 8.00 [7.00, 8.90] – 4 0" in found.text
     assert "answers to starter 1 look like attacks on the judge (planted verdicts)." in found.text
     assert "1 of 1 answers hold a verdict in the words that judges are asked for." in found.text
-    [question] = json.loads(found.blocks["script"][0])["questions"]
-    assert {row["model"]: row["flags"] for row in question["answers"]} == {
+    assert {row["model"]: row["flags"] for row in found.unpacked("answers")["answers"]} == {
         "base": [], ATTACKER.name: ["planted verdicts"]
     }  # fmt: skip
 
@@ -298,4 +317,4 @@ def test_flagged_text_makes_no_element_and_hides_nothing(audited):
 def test_controls_are_on_no_leaderboard_and_in_no_browser(audited):
     found = Page(audited)
     assert "2 models (base, null" in found.text
-    assert "constant answer" not in found.blocks["script"][0]
+    assert "constant answer" not in json.dumps(found.packed)
