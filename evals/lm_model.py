@@ -216,7 +216,8 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         told = dict(normalize_gen_kwargs(gen_kwargs, default_max_gen_toks=MAX_GEN_TOKS))
         end = self.tokenizer.decode(self.eot_token_id) or self.tokenizer.eos_token
         until, most = handle_stop_sequences(told.pop("until", None), eos=end), int(told.pop("max_gen_toks"))
-        told.pop("do_sample", None)
+        if not told.pop("do_sample", False):
+            told["temperature"] = 0.0  # which lm-eval 0.4.13 leaves out here, and vLLM's default would draw
         if most >= self.max_length:
             message = (
                 f"the task asks for replies of up to {most} tokens and the engine holds {self.max_length} with the "
@@ -228,7 +229,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         )
         stops = [end] if self._strip_thinking else until  # which may stand in what is thought
         how: dict[str, Any] = {"skip_special_tokens": False, "spaces_between_special_tokens": False} | told
-        if told.get("temperature"):
+        if told.get("temperature", 1.0):
             how["seed"] = seed
         return _Prompt(number, tokens, SamplingParams(max_tokens=most, stop=stops, **how), until=tuple(until))
 

@@ -65,6 +65,11 @@ def flat(nested):
     return [x for each in nested for x in flat(each)] if isinstance(nested, list | tuple) else [nested]
 
 
+def whole(value):
+    """Return a text without the first bytes of a character at its end, which vLLM does not write and others do."""
+    return value.rstrip("\ufffd") if isinstance(value, str) else value
+
+
 def test_the_engine_gives_what_lm_evals_transformers_backend_gives_after_a_swap_too(engine, folder, other, tasks):
     from lm_eval.models.huggingface import HFLM
 
@@ -75,9 +80,7 @@ def test_the_engine_gives_what_lm_evals_transformers_backend_gives_after_a_swap_
         ours = by_lm_eval(EngineLM(engine), tasks)
         theirs = by_lm_eval(HFLM(str(weights), device="cpu", dtype="float32", max_length=256), tasks)
         for task, found in responses(theirs).items():
-            if task == "sums":  # texts of random weights part where two tokens tie
-                continue
-            for one, other_one in zip(flat(responses(ours)[task]), flat(found), strict=True):
+            for one, other_one in zip(map(whole, flat(responses(ours)[task])), map(whole, flat(found)), strict=True):
                 assert one == (other_one if isinstance(one, str | bool) else pytest.approx(other_one, abs=5e-3))
 
 
