@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -28,7 +28,7 @@ def provenance(
 ) -> dict[str, Any]:
     """Return what the page's section on provenance shows."""
     return {
-        "facts": _facts(answers, judgments, runs),
+        "facts": _facts(answers, judgments, runs, published={m.name for m in models if m.kind == "published"}),
         "models": table(models, without=("recipe", "parent")),
         "runs": table(runs, without=("id", "experiment")),
         "scored": [(f"{row.benchmark} {row.version}", _scored(row)) for row in scored],
@@ -49,8 +49,9 @@ def commands(models: Sequence[Model], runs: Sequence[RunRow]) -> list[str]:
             "fuseval import {alpaca_eval|fastchat|arena_hard} FILES --ledger fuseval.duckdb  # published files"
         )
     if _experiment(runs):
+        what = "ablate" if [run.command for run in runs if run.experiment not in ("", "{}")][-1] == "ablate" else "run"
         lines.append(
-            "fuseval run experiment.yaml --ledger fuseval.duckdb  # the experiment below, saved under this name"
+            f"fuseval {what} experiment.yaml --ledger fuseval.duckdb  # the experiment below, saved under this name"
         )
     if lines:
         lines.append("fuseval score --ledger fuseval.duckdb")
@@ -121,18 +122,26 @@ def _cut(text: str) -> str:
 
 
 def _facts(
-    answers: Sequence[AnswerRow], judgments: Sequence[JudgmentRow], runs: Sequence[RunRow]
+    answers: Sequence[AnswerRow],
+    judgments: Sequence[JudgmentRow],
+    runs: Sequence[RunRow],
+    *,
+    published: Collection[str],
 ) -> list[tuple[str, str]]:
+    """Return what is known of all answers and judgments; how others drew theirs (``published``) nobody told us."""
     times = [run.started for run in runs] + [run.ended for run in runs if run.ended]
+    drawn = [row for row in answers if row.model_name not in published]
+    imported = len(answers) - len(drawn)
     facts = {
         "Benchmarks": ", ".join(dict.fromkeys(f"{row.benchmark} {row.version}" for row in answers)),
-        "Answers": f"{len(answers):,}, of {sum(row.output_tokens for row in answers):,} tokens",
+        "Answers": f"{len(drawn):,}, of {sum(row.output_tokens for row in drawn):,} tokens" if drawn else "",
+        "Imported answers": f"{imported:,}, drawn by others in ways not known here" if imported else "",
         "Judgments": f"{len(judgments):,}, of which {sum(row.value is None for row in judgments):,} without a verdict",
         "Temperature of answers": ", ".join(
-            f"{value:g}" for value in sorted({row.temperature for row in answers if row.temperature is not None})
+            f"{value:g}" for value in sorted({row.temperature for row in drawn if row.temperature is not None})
         ),
-        "Seeds of answers": _range({row.seed for row in answers}),
-        "Made": f"{plain(min(times))} to {plain(max(times))}" if times else "",
+        "Seeds of answers": _range({row.seed for row in drawn}),
+        "Runs": f"{plain(min(times))} to {plain(max(times))}" if times else "",
     }
     return [(name, value) for name, value in facts.items() if value]
 

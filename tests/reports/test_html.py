@@ -318,3 +318,11 @@ def test_controls_are_on_no_leaderboard_and_in_no_browser(audited):
     found = Page(audited)
     assert "2 models (base, null" in found.text
     assert "constant answer" not in json.dumps(found.packed)
+
+
+def test_nothing_is_said_of_how_others_drew_their_answers(tmp_path):
+    with Ledger.open(tmp_path / "published.duckdb") as imported:
+        imported.add(dataclasses.replace(BASE, kind="published"), QUESTION, answer(BASE, 1, "Four."))
+        text = Page(page(imported, title="Demo")).text
+    assert "Imported answers 1, drawn by others in ways not known here" in text
+    assert "Temperature of answers" not in text and "Seeds of answers" not in text
