@@ -8,6 +8,7 @@ log-probabilities (vLLM does, OpenAI does not) and the model's tokenizer; lm-eva
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,23 @@ class EndpointLM:
                 "log-likelihoods of an endpoint need its base_url and its tokenizer (a folder): OpenAI's own API gives "
                 "none; take a task that generates, or a checkpoint"
             )
-        yield from in_batches(_completions(self._completions), wishes, at_once=4 * self._completions.concurrency)
+        api = _completions(self._completions)
+        written = [_written(wish, api) for wish in wishes]
+        yield from in_batches(api, written, at_once=4 * self._completions.concurrency)
+
+
+def _written(wish: Wish, api: Any) -> Wish:
+    """Return the request with its conversation as the tokenizer's chat template writes it; others as they are."""
+    context, *rest = wish.instance.args
+    try:
+        turns = json.loads(context)
+    except ValueError:
+        return wish
+    if not (rest and isinstance(turns, list) and turns and all(isinstance(t, dict) and "role" in t for t in turns)):
+        return wish
+    made = copy.copy(wish.instance)
+    made.arguments = (api.apply_chat_template(turns, add_generation_prompt=turns[-1]["role"] != "assistant"), *rest)
+    return Wish(made, wish.seed)
 
 
 def _request(wish: Wish) -> ChatRequest:

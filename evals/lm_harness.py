@@ -118,6 +118,11 @@ class Harness:
 
     def _task(self, definition: Definition) -> Any:
         if not definition.config.get("unsafe_code"):
+            if definition.runs_text:
+                raise AssetError(
+                    f"lm_eval:{definition.name} evaluates models' texts outside the sandbox, so it is refused: "
+                    "leave it out"
+                )
             return build(definition, self.options)
         if self._run_tests is None:
             raise AssetError(f"lm_eval:{definition.name} runs models' code, and there is no sandbox to run it in")
@@ -214,6 +219,8 @@ def score(evidence: Evidence) -> Scored:
     several = len(set(questions.values())) > 1
     found = dict(list(evidence.measures.groupby(["model", "metric"], sort=False)))
     told = {(a.model, a.metric): a for a in evidence.aggregates}
+    measured = evidence.measures.groupby("metric")["question"]
+    tasks = {metric: {questions.get(question) for question in of_metric} for metric, of_metric in measured}
     rows: list[tuple[object, ...]] = []
     scores: list[Score] = []
     for wanted in evidence.wanted:
@@ -222,7 +229,7 @@ def score(evidence: Evidence) -> Scored:
                 continue
             if aggregate.is_mean and aggregate.higher_is_better:
                 values = _by_question(found.get((model, metric)))
-                for question in (q for q in questions if q in wanted.questions):
+                for question in (q for q in questions if q in wanted.questions and questions[q] in tasks[metric]):
                     value, weight = values.get(question, (float("nan"), 1.0))
                     names = (metric, f"{metric}:{questions[question]}") if several else (metric,)
                     rows += [(model, wanted.judge, None, name, question, value, weight) for name in names]

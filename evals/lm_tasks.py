@@ -29,6 +29,9 @@ _PACKAGES = {"sentencepiece": "sentencepiece", "antlr4": "antlr4-python3-runtime
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
+_RUNS_TEXT = re.compile(rb"\b(?:parse_expr|sympify)\(|(?<![\w.`])(?:eval|exec)\(")
+
+
 @dataclass(frozen=True)
 class Definition:
     """One task as its YAML file defines it; ``given`` is what a group that holds it says otherwise."""
@@ -41,6 +44,11 @@ class Definition:
     def config(self) -> Mapping[str, Any]:
         """The whole definition, functions as text."""
         return {**_read(self.file), **self.given}
+
+    @property
+    def runs_text(self) -> bool:
+        """Tell whether Python beside the task evaluates text, as sympy's parser does: a model's would run here."""
+        return any(_RUNS_TEXT.search(file.read_bytes()) for file in self.file.parent.glob("*.py"))
 
     @property
     def evaluated(self) -> str | None:

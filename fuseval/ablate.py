@@ -123,9 +123,10 @@ def _searcher(ablation: Ablation) -> Searcher | None:
         return None
     earlier: list[Past] = []
     if search.earlier and search.kind != "grid":
-        told = json.loads(plan.record.objective)["objectives"]
+        mine, alike = json.loads(plan.record.objective), ("objectives", "baseline", "constraints")
         for study, trial, outcome in earlier_trials(plan.run.ledger, plan.record):
-            if json.loads(study.objective)["objectives"] == told and study.space == plan.record.space:
+            told = json.loads(study.objective)
+            if all(told[name] == mine[name] for name in alike) and study.space == plan.record.space:
                 earlier.append(_past(trial, outcome))
     objectives = len(plan.file.ablation.objective)
     return Searcher(plan.space, search.kind, search.seed, objectives=objectives, earlier=tuple(earlier))

@@ -14,7 +14,7 @@ from fuseval.mistakes import mistakes
 from fuseval.searching import SearchError, check_search
 from fuseval.space import ParameterSpec, Space, fits
 from fuseval.strict import Name, Strict
-from fuseval.variant import read_space
+from fuseval.variant import can_be, read_space
 
 BLOCK = "ablation"
 
@@ -137,7 +137,7 @@ def checked_ablation(given: dict[str, Any], file: Path) -> AblationFile:
             f"{point!r} gives no value, or one that cannot be, to a parameter of the space "
             f"(ablation.points[{number}] in {file.name})"
             for number, point in enumerate(points or ())
-            if not fits(space, point)
+            if not (fits(space, point) and can_be(space, point))
         ]
         if points is None:
             check_search(space, read.ablation.search.kind, objectives=len(read.ablation.objective))

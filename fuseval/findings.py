@@ -9,7 +9,7 @@ from evals.composite import Gap
 from evals.winner import Gain
 from fuseval.ablate import winner_gain
 from fuseval.study import count
-from fuseval.trials import Ablation
+from fuseval.trials import HOLDOUT, Ablation
 from results.study_queries import TrialRow, trials_wide
 
 
@@ -60,6 +60,9 @@ def sentences(ablation: Ablation) -> Iterator[str]:
     if not count(plan.holdout):
         yield "That is the search's luck too. Set holdout, and the winner is scored on questions that it did not see."
         return
+    if best.model not in ablation.outcomes(HOLDOUT):
+        yield "The winner has not been asked the held-out questions yet, so no gain is claimed."
+        return
     yield f"On {count(plan.holdout)} questions that the search did not see: {_gap(found.unseen)}. {_verdict(found)}"
 
 
@@ -88,9 +91,9 @@ def _worth(row: dict[str, Any]) -> str:
 def _gap(found: Gap) -> str:
     if found.value is None:
         return "no value"
-    if found.low is None or found.high is None:
-        return f"{found.value:+.2f}"
-    return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    interval = "" if found.low is None or found.high is None else f" [{found.low:+.2f}, {found.high:+.2f}]"
+    counted = f" (n = {found.n}, {found.missing} missing)" if found.missing else ""
+    return f"{found.value:+.2f}{interval}{counted}"
 
 
 def _verdict(found: Gain) -> str:

@@ -67,10 +67,11 @@ def measure_all(run: Run) -> None:
     """Compute the tasks' own metrics of the answers that were not measured yet, and aggregate them anew."""
     for one in run.asked:
         for candidate in run.candidates if one.benchmark.harness else ():
-            _measure(run, candidate, one)
+            measure(run, candidate, one)
 
 
-def _measure(run: Run, candidate: Candidate, one: Asked) -> None:
+def measure(run: Run, candidate: Candidate, one: Asked) -> None:
+    """Compute a task's own metrics of a candidate's answers, where some were not measured yet, and aggregate them."""
     harness = one.benchmark.harness
     assert harness is not None
     found = [answer for several in one.answers(candidate, run.ledger).values() for answer in several]

@@ -220,8 +220,9 @@ def _publish(ledger: Ledger, wanted: Wanted) -> list[str]:
     repo = wanted.publish or ""
     check_repo(repo)
     folder = wanted.output or Path(repo.rpartition("/")[2])
-    if (folder / "README.md").exists() and not (folder / f"{LEADERBOARD}.jsonl").exists():
-        raise ConfigError(f"{folder} holds a README.md of something else: give a new folder with -o")
+    ours = (folder / "README.md").exists() and (folder / f"{LEADERBOARD}.jsonl").exists()
+    if not ours and folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} holds other things than a leaderboard: give a new folder with -o")
     title = wanted.title or f"Leaderboard of {ledger.path.stem}"
     files = write_dataset(ledger, folder, title=title, version=__version__, answers=wanted.answers)
     told = [f"  {file.name}, {file.stat().st_size:,} bytes" for file in files]

@@ -99,7 +99,7 @@ class Live:
         self._number += 1
         folder = self._work / f"report-{self._number}"
         folder.mkdir()
-        write_page(opened, folder / "report.html", title=self._title)
+        write_page(opened, folder / "report.html", title=self._title, inline=2**62)  # one file is served
         state = "while it is being filled" if asked else "nobody is filling it now"
         live = live_page(opened, title=self._title, as_of=as_of, state=state, every=self._every, notes=notes)
         shutil.rmtree(self._work / f"report-{self._number - 2}", ignore_errors=True)  # the last but one is not read now

@@ -92,7 +92,7 @@ def _file(run: Run, wanted: Wanted) -> AblationFile:
         raise ConfigError("--leave-one-out and --add are two studies: give one")
     if wanted.promote is not None and wanted.only_looks:
         raise ConfigError("--promote writes a checkpoint, and --suggest and --dry-run only look: give one")
-    if wanted.promote is not None and wanted.promote.exists() and any(wanted.promote.iterdir()):
+    if wanted.promote is not None and wanted.promote.exists():
         raise ConfigError(f"{wanted.promote} is there already: name a new folder with --promote, or remove it")
     if wanted.keep is None:
         return file

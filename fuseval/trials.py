@@ -17,6 +17,7 @@ from evals.racing import race
 from evals.records import Outcome, Selection, Trial
 from fuseval.asking import Asked
 from fuseval.experiment import Merge
+from fuseval.harness import measure
 from fuseval.judging import judge_all
 from fuseval.merging import streamed
 from fuseval.models import Candidate, merge_candidate, without_thinking
@@ -205,6 +206,8 @@ def score_on(run: Run, candidate: Candidate, asked: Sequence[Asked]) -> None:
     """
     judges = [*(judge.model.id for judge in run.judges), *(panel.id for panel in run.panels)]
     for one in asked:
+        if one.benchmark.harness:
+            measure(run, candidate, one)
         name, version = one.benchmark.name, one.benchmark.version
         mine = [a.key for each in one.answers(candidate, run.ledger).values() for a in each]
         questions = [q.id for q in one.questions]

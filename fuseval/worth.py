@@ -50,7 +50,7 @@ class Weigher:
             amounts=tuple(one.value for one in amounts),
             lows=tuple(one.low for one in amounts),
             highs=tuple(one.high for one in amounts),
-            feasible=not any(one["broken"] for one in held),
+            feasible=not any(one["broken"] or one["value"] is None for one in held),
             parts=json.dumps([*told, *held], ensure_ascii=False),
         )
 
@@ -132,7 +132,7 @@ class Weigher:
                 model.id: {q: float(max(0, n - usual[q])) for q, n in self._tokens(model, one).items() if q in usual}
                 for model in models
             }
-            found.append(Part(group, -objective.length_penalty / _TOKENS * len(questions) / total, values))
+            found.append(Part(group, -objective.length_penalty / _TOKENS * len(questions) / max(1, total), values))
         return found
 
     def _tokens(self, model: Candidate, one: Asked) -> Mapping[str, int]:
@@ -140,7 +140,10 @@ class Weigher:
         key = (model.id, place(one), tuple(q.id for q in one.questions))
         if key not in self._lengths:
             answers = one.answers(model, self.plan.run.ledger)
-            self._lengths[key] = {q: sum(a.output_tokens for a in each) for q, each in answers.items()}
+            found = {q: sum(a.output_tokens for a in each) for q, each in answers.items()}
+            if len(found) < len(one.questions):
+                return found  # more may come, of a later rung
+            self._lengths[key] = found
         return self._lengths[key]
 
     def _told(self, objective: ObjectiveSpec, parts: Sequence[Part], model: Candidate) -> list[dict[str, Any]]:

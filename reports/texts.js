@@ -102,7 +102,12 @@ function shownText(text, { asWritten = false } = {}) {
   const safe = visible(text);
   if (!asWritten && safe.length <= LONG) {
     try {
-      const made = element("div", "text rich", DOMPurify.sanitize(markdown().render(safe), ALLOWED));
+      const clean = DOMPurify.sanitize(markdown().render(safe), ALLOWED);
+      const texts = document.createTreeWalker(clean, NodeFilter.SHOW_TEXT);
+      while (texts.nextNode()) { // what stood in the text as entities; formulas need a mark of their own
+        if (!texts.currentNode.parentElement?.closest("math")) texts.currentNode.data = visible(texts.currentNode.data);
+      }
+      const made = element("div", "text rich", clean);
       made.dir = "auto";
       return made;
     } catch { /* what no parser can read is shown as it was written */ }

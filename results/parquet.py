@@ -1,12 +1,13 @@
 """A ledger as Parquet files, a folder a table and in it a folder a run, anywhere that fsspec reaches.
 
-``PLACE/answers/run=20261201T…/rows.parquet``, and ``PLACE/ledger.json`` with the schema's version. Several ledgers may
-be exported to one place: each writes the files of its own runs. Rows of a run that were since replaced or removed may
+``PLACE/answers/run=20261201T…/rows-….parquet``, and ``PLACE/ledger.json`` with the schema's version. Several ledgers
+may be exported to one place: each writes files of its own. Rows of a run that were since replaced or removed may
 stay in an older file; uniting (:mod:`results.unite`) tells them apart.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -34,6 +35,7 @@ def export_parquet(ledger: Ledger, place: str) -> dict[str, int]:
     try:
         if files.exists(root) and files.ls(root) and not files.exists(manifest):
             raise NotALedger(f"{place} holds other things than an exported ledger: name an empty or new place")
+        [(own,)] = ledger.sql("SELECT hash(min(created)) FROM meta").fetchall()  # two ledgers may hold rows of one run
         with files.transaction:  # files appear when all are whole
             for table in counts:
                 column = "id" if table == "runs" else "run"
@@ -43,7 +45,7 @@ def export_parquet(ledger: Ledger, place: str) -> dict[str, int]:
                     files.makedirs(folder, exist_ok=True)
                     batches = ledger.stream(table, run=run)
                     with (
-                        files.open(f"{folder}/rows.parquet", "wb") as sink,
+                        files.open(f"{folder}/rows-{own:016x}.parquet", "wb") as sink,
                         pyarrow.parquet.ParquetWriter(sink, batches.schema, compression="zstd") as writer,
                     ):
                         for batch in batches:
@@ -68,7 +70,9 @@ def parquet_tables(place: str) -> Mapping[str, Callable[[], Batches]]:
                 f"{place} holds no exported ledger (no {_MANIFEST}): make one with `fuseval ledger export`"
             )
         version = _version(files.cat_file(f"{root}/{_MANIFEST}"), place)
-        found = {rule.table: sorted(files.glob(f"{root}/{rule.table}/run=*/*.parquet")) for rule in rules()}
+        found = {
+            rule.table: sorted(files.glob(f"{glob.escape(root)}/{rule.table}/run=*/*.parquet")) for rule in rules()
+        }
     except OSError as error:
         raise LedgerError(f"{place} cannot be read ({error})") from error
     if version > current_schema().latest:

@@ -70,11 +70,11 @@ def write_snapshot(ledger: Ledger, path: Path) -> None:
     part.unlink(missing_ok=True)
     [(name,)] = ledger.sql("SELECT current_database()").fetchall()
     try:
-        ledger.sql(f"ATTACH {_text(part)} AS snapshot")
+        ledger.sql(f"ATTACH {_text(part)} AS fuseval_snapshot_copy")
         try:
-            ledger.sql(f"COPY FROM DATABASE {_name(name)} TO snapshot")
+            ledger.sql(f"COPY FROM DATABASE {_name(name)} TO fuseval_snapshot_copy")
         finally:
-            ledger.sql("DETACH snapshot")
+            ledger.sql("DETACH fuseval_snapshot_copy")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ Batches: TypeAlias = Any
 
 _MADE_BY_SCORING = (Score, Difference, Audit, AnswerFlag)
 _SHOWN = 5  # questions named in an error
+_OF_ANSWERS = {"measures": "answer", "rewards": "answer", "verdicts": "request"}  # whose columns hold answers' keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,9 @@ def rules() -> tuple[Rule, ...]:
             rule = Rule(table.name, ("key", "kind"))  # one row of a file, imported here and there
         elif type_ is Verdict:
             rule = Rule(table.name, table.key, rank="(coalesce(reader, 0), recorded_at)", last=True)
-        elif type_ in (Answer, Judgment):
+        elif type_ is Judgment:  # one that was asked for again, and stands for more replies, replaces the first
+            rule = Rule(table.name, table.key, rank="-coalesce(asked, 1), recorded_at", told="text")
+        elif type_ is Answer:
             rule = Rule(table.name, table.key, told="text")
         found.append(rule)
     return tuple(found)
@@ -71,6 +74,7 @@ def unite(connection: Any, tables: Mapping[str, Callable[[], Batches | None]], *
 
     Happens inside the caller's transaction. LedgerError where ``place`` has other questions under the same names.
     """
+    connection.execute("CREATE OR REPLACE TEMP TABLE disputed (key VARCHAR, theirs BOOLEAN)")
     for rule in rules():
         batches = tables[rule.table]() if rule.table in tables else None
         if batches is None:  # an older ledger has no such table
@@ -78,7 +82,9 @@ def unite(connection: Any, tables: Mapping[str, Callable[[], Batches | None]], *
         with _spooled(connection, batches, rule.table):
             if rule.table == TABLES[Question].name:
                 _refuse_other_questions(connection, place)
+            _drop_what_is_of_other_texts(connection, rule)
             yield _unite(connection, rule)
+    connection.execute("DROP TABLE disputed")
     _forget_failures(connection)
 
 
@@ -92,6 +98,15 @@ def _spooled(connection: Any, batches: Batches, table: str) -> Iterator[None]:
     connection.unregister("arriving")
     yield
     connection.execute("DROP TABLE incoming")
+
+
+def _drop_what_is_of_other_texts(connection: Any, rule: Rule) -> None:
+    """Leave out what was found of answers whose text gave way to another under the same key: it is not that text's."""
+    column = _OF_ANSWERS.get(rule.table)
+    if column is None:
+        return
+    connection.execute(f"DELETE FROM incoming WHERE {column} IN (SELECT key FROM disputed WHERE NOT theirs)")
+    connection.execute(f"DELETE FROM {rule.table} WHERE {column} IN (SELECT key FROM disputed WHERE theirs)")
 
 
 def _unite(connection: Any, rule: Rule) -> United:
@@ -115,6 +130,11 @@ def _unite(connection: Any, rule: Rule) -> United:
             "DELETE FROM imported USING winners w WHERE w.theirs AND imported.key = w.key AND imported.kind = w.kind "
             "AND imported.position <> w.position"
         )
+    if rule.table == TABLES[Answer].name:
+        connection.execute(
+            "INSERT INTO disputed SELECT DISTINCT i.key, w.theirs FROM incoming i "
+            "JOIN answers t ON i.key = t.key JOIN winners w ON i.key = w.key WHERE i.text <> t.text"
+        )
     connection.execute(f"INSERT OR REPLACE INTO {rule.table} BY NAME SELECT {names} FROM winners WHERE theirs")
     connection.execute("DROP TABLE winners")
     return United(rule.table, came=came, new=new, replaced=replaced, differing=differing)
@@ -137,6 +157,8 @@ def _refuse_other_questions(connection: Any, place: str) -> None:
     told = ("category", "turns", "system", "reference", "check_rule")
     other = " OR ".join(f"i.{name} IS DISTINCT FROM q.{name}" for name in told)
     found = connection.execute(
+        "SELECT benchmark || ' ' || version || ' ' || id FROM incoming GROUP BY benchmark, version, id "
+        f"HAVING count(DISTINCT {{{_fields(list(told))}}}) > 1 UNION "
         "SELECT i.benchmark || ' ' || i.version || ' ' || i.id FROM incoming i JOIN questions q "
         f"ON i.benchmark = q.benchmark AND i.version = q.version AND i.id = q.id WHERE {other} ORDER BY 1"
     ).fetchall()

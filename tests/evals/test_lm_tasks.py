@@ -87,3 +87,10 @@ def test_a_folders_files_are_splits_by_their_names_and_a_lone_file_is_the_one_as
     assert set(data_files(str(tmp_path), evaluated="test")) == {"HumanEval", "train"}
     with pytest.raises(AssetError, match="no file of data"):
         data_files(str(tmp_path / "gone"), evaluated="test")
+
+
+def test_a_task_whose_own_python_evaluates_text_is_refused_and_others_are_not():
+    from evals.lm_tasks import find_definitions
+
+    told = {name: any(d.runs_text for d in find_definitions(name)[1]) for name in ("score_robustness_math", "gsm8k")}
+    assert told == {"score_robustness_math": True, "gsm8k": False}

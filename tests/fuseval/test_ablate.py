@@ -170,6 +170,11 @@ def test_longer_answers_than_the_bases_cost_points(tmp_path, ledger):
     assert max(gaps) > 0
 
 
+def test_a_length_penalty_without_held_out_questions_leaves_a_study_that_can_be_told(tmp_path, ledger):
+    brief = done(ablation_yaml(tmp_path, holdout=0, objective={**OBJECTIVE, "length_penalty": 50.0}), ledger)
+    assert any("That is the search's luck too" in sentence for sentence in sentences(brief))
+
+
 def test_a_merge_that_cannot_be_made_fails_its_trial_and_not_the_study(tmp_path, ledger):
     study = done(ablation_yaml(tmp_path, dtype="float16", space={"params.scale": [1e30, 0.5]}), ledger)
 

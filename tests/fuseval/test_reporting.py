@@ -153,7 +153,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(folder):
     (folder / "merged").mkdir()
     (folder / "merged" / "README.md").write_text("A checkpoint's card.")
     code, _, err = report(folder, "--publish", "me/board", "-o", "merged")
-    assert (code, "holds a README.md of something else" in err) == (2, True)
+    assert (code, "holds other things than a leaderboard" in err) == (2, True)
     assert os.listdir(folder / "merged") == ["README.md"]
 
 

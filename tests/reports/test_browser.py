@@ -27,6 +27,7 @@ HOSTILE = {
     "link": "[click](javascript:alert(1)) <a href='javascript:alert(1)'>x</a> <https://evil.example/>",
     "frame": "<iframe srcdoc='<script>parent.hacked=1</script>'></iframe><base href='https://evil.example/'>",
     "order": "safe \u202egnp.exe\u202c \u200b hidden",
+    "entity": "safe &#x202E;gnp.exe&#8203;",
     "invalid": "broken \ud800 half",
     "long": "x" * 1_000_000,
     "math": "\\href{javascript:alert(1)}{x} $\\href{javascript:alert(1)}{x}$ $$\\htmlData{a=b}{y}$$",
@@ -212,6 +213,7 @@ def test_hostile_answers_are_text(visit, name):
     expected = {
         "script": "<script>window.hacked = 1</script>", "handler": "onerror=", "svg": "<svg onload",
         "css": "<style>", "link": "javascript:alert(1)", "frame": "<iframe", "order": "⟨U+202E⟩gnp.exe",
+        "entity": "⟨U+202E⟩gnp.exe⟨U+200B⟩",
         "invalid": "broken \ufffd half", "long": "Show all 1,000,000 characters", "math": "href",
     }  # fmt: skip
     assert expected[name] in shown

@@ -98,7 +98,7 @@ def test_a_ledger_through_parquet_is_the_ledger_itself(tmp_path: Path):
         opened.start_run(command="run", experiment="{}", versions={"fuseval": "0.1.0"})
         opened.add(answer("a9"))
         export_parquet(opened, str(tmp_path / "out"))
-    assert (tmp_path / "out" / "answers" / "run=none" / "rows.parquet").exists()
+    assert len(list((tmp_path / "out" / "answers" / "run=none").glob("rows-*.parquet"))) == 1
     back = union(tmp_path / "b.duckdb", tmp_path / "out")
     assert rows(back) == rows(made)
     with Ledger.open(back, read_only=True) as opened:
@@ -113,7 +113,7 @@ def test_an_object_store_takes_several_ledgers_in_one_place(tmp_path: Path):
             opened.start_run(command="run", experiment="{}", versions={})
             opened.add(MODEL, QUESTION, answer(f"a{number}"))
             export_parquet(opened, place)
-    assert len(fsspec.filesystem("memory").glob("/team/ledgers/answers/run=*/rows.parquet")) == 2
+    assert len(fsspec.filesystem("memory").glob("/team/ledgers/answers/run=*/rows-*.parquet")) == 2
     assert [key for key, *_ in rows(union(tmp_path / "all.duckdb", place))["answers"]] == ["a0", "a1"]
 
 
@@ -179,3 +179,30 @@ def test_a_protocol_that_is_not_installed_is_named(tmp_path: Path):
     made = ledger(tmp_path / "a.duckdb", [MODEL])
     with Ledger.open(made, read_only=True) as opened, pytest.raises(LedgerError, match="cannot be reached"):
         export_parquet(opened, "nowhere://bucket/ledger")
+
+
+def test_what_was_found_of_a_text_that_gave_way_does_not_become_the_other_texts(tmp_path: Path):
+    right = ledger(tmp_path / "right.duckdb", [answer("a0", "right"), Reward("a0", "s", 1.0, "")])
+    wrong = ledger(tmp_path / "wrong.duckdb", [answer("a0", "wrong"), Reward("a0", "s", 0.0, "")])
+    for name, order in (("one", (right, wrong)), ("two", (wrong, right))):
+        with Ledger.open(union(tmp_path / f"{name}.duckdb", *order), read_only=True) as opened:
+            assert [a.text for a in opened.answers()] == ["right"]
+            assert [r.value for r in opened.rewards()] == [1.0]
+
+
+def test_a_judgment_that_was_asked_for_again_is_not_undone_by_an_older_copy(tmp_path: Path):
+    first = Judgment("g1", "j", "no verdict", "stop", (), 1, 1, 0.5, "served")
+    old = ledger(tmp_path / "old.duckdb", [first])
+    new = union(tmp_path / "new.duckdb", old)
+    with Ledger.open(new) as opened:
+        opened.put_again(replace(first, text="[[5]]", asked=2))
+        add_place(opened, str(old))
+        assert [judgment.text for judgment in opened.judgments()] == ["[[5]]"]
+
+
+def test_ledgers_that_hold_rows_of_no_run_do_not_overwrite_each_others_files(tmp_path: Path):
+    place = str(tmp_path / "shared [1]")
+    for key in ("a0", "a1"):
+        with Ledger.open(ledger(tmp_path / f"{key}.duckdb", [answer(key)]), read_only=True) as opened:
+            export_parquet(opened, place)
+    assert [key for key, *_ in rows(union(tmp_path / "all.duckdb", place))["answers"]] == ["a0", "a1"]
