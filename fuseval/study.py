@@ -22,6 +22,9 @@ from fuseval.space import Space, to_json
 TRIALS = 32  # of a search that is no grid, where nobody says how many
 
 
+_LEAST_HELD = 2  # questions of a benchmark: an interval takes two
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a study does: ``run`` holds the models that there are, and the ledger and engines that trials use."""
@@ -109,7 +112,21 @@ def plan_study(file: AblationFile, run: Run) -> Plan:
     """Return what the file says, with its questions parted; raises ConfigError where there are too few of them."""
     given = file.ablation
     whole = _whole(file, run)
-    held = _shares(given.holdout, [len(one.questions) for one in whole])
+    # A large benchmark of which a few questions are asked takes no more of them than those few.
+    held = _shares(
+        given.holdout,
+        [
+            min(len(one.questions), spec.limit or len(one.questions))
+            for one, spec in zip(whole, _specs(file), strict=True)
+        ],
+    )
+    scored = {score.benchmark for one in given.objective for score in one.scores}
+    for share, spec in zip(held, _specs(file), strict=True):
+        if given.holdout and spec.name in scored and share < _LEAST_HELD:
+            raise ConfigError(
+                f"holdout: {given.holdout} leaves {share} of {spec.name} to hold out, which tells nothing of it: make "
+                "it larger"
+            )
     holdout, search = [], []
     for one, count, spec in zip(whole, held, _specs(file), strict=True):
         apart = proportional(one.questions, count, seed=given.search.seed)

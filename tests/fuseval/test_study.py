@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from evals import starter
+from fuseval.config import ConfigError
 from fuseval.study import Plan, count, proportional
 from results.store import Ledger
 from tests.fuseval.planted import SPACE, ablation_yaml, open_study
@@ -69,3 +70,8 @@ def test_whatever_changes_a_figure_or_a_proposal_makes_another_study(tmp_path, l
     first = plan(tmp_path, ledger, search={"kind": "random"}).record
 
     assert plan(tmp_path, ledger, **{"search": {"kind": "random"}, **changed}).record.id != first.id
+
+
+def test_a_benchmark_of_the_objective_is_held_out_with_two_questions_at_least(tmp_path, ledger):
+    with pytest.raises(ConfigError, match="leaves 1 of starter to hold out"):
+        plan(tmp_path, ledger, holdout=1)
