@@ -176,7 +176,7 @@ def test_questions_are_found_by_category_and_words_and_stepped_through(visit):
     page.fill("#pick-words", "")
     page.locator("#found a").first.click()
     page.click("#next")
-    page.wait_for_function("document.querySelector('#question h3').textContent.startsWith('q3')")
+    page.locator("#question h3", has_text="q3").wait_for()
     page.select_option("#pick-disagreement", "orders")
     assert page.locator("#found li").count() == 0  # of maths, in every pair both orders agree
 
@@ -233,7 +233,7 @@ def test_everything_can_be_reached_and_used_by_keyboard(visit):
     assert page.evaluate("document.activeElement.className") == "skip"
     page.locator("#found a").nth(1).focus()
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#question h3').textContent.startsWith('q1')")
+    page.locator("#question h3", has_text="q1").wait_for()
     page.locator("table.overview thead button").nth(1).focus()
     page.keyboard.press("Enter")
     assert page.locator("table.overview thead th").nth(1).get_attribute("aria-sort") == "descending"
