@@ -19,13 +19,25 @@ from typing import TYPE_CHECKING, Any
 from fusion.errors import CheckpointError, FusionError, RecipeError, need
 from fusion.hashes import content_hash, decides
 from fusion.quiet import quiet_libraries
-from fusion.shards import SINGLE, ShardWriter, dtype_names, read_header
+from fusion.shards import SINGLE, Shard, ShardWriter, dtype_names, main_dtype, name_shards, read_header
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["DTYPES", "Checkpoint", "content_hash", "copy_companions", "from_gguf", "whole_folder", "write_checkpoints"]
+__all__ = [
+    "DTYPES",
+    "MAX_SHARD_BYTES",
+    "Checkpoint",
+    "content_hash",
+    "copy_companions",
+    "from_gguf",
+    "whole_folder",
+    "write_checkpoints",
+    "write_folders",
+]
+
+MAX_SHARD_BYTES = 5 << 30  # of a file of weights
 
 DTYPES = ("bfloat16", "float16", "float32")
 """The storage dtypes that a checkpoint can be asked for by name."""
@@ -188,18 +200,15 @@ def write_checkpoints(
     like: Path,
     complete: Callable[[int, Path], None],
     written: Callable[[Tensor], None] | None = None,
-    max_shard_bytes: int = 5 << 30,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write a stream of tensors, one for each folder, as checkpoint folders; nothing but the current ones in memory.
 
-    A None comes at another time, under the same name.
-
-    Configuration, tokenizer and chat template are those of the checkpoint ``like``. ``complete`` is called with each
-    folder's number and the folder, which has not its name yet, to put in what else belongs there; ``written`` with
-    every tensor that is in its file.
+    A None comes at another time, under the same name. ``written`` is called with every tensor that is in its file;
+    see write_folders.
     """
-    with ExitStack() as whole:
-        works = [whole.enter_context(whole_folder(folder)) for folder in folders]
+
+    def fill(works: Sequence[Path]) -> list[list[Shard]]:
         with ExitStack() as shards:
             writers = [shards.enter_context(ShardWriter(work, max_bytes=max_shard_bytes)) for work in works]
             for name, variants in tensors:
@@ -210,10 +219,30 @@ def write_checkpoints(
                     if tensor is not None:
                         written(tensor)  # type: ignore[misc]
                 del variants, tensor  # or they would be kept until the next are there
-        for number, (work, writer) in enumerate(zip(works, writers, strict=True)):
-            if not writer.names:
+        return [writer.shards for writer in writers]
+
+    write_folders(fill, folders, like=like, complete=complete)
+
+
+def write_folders(
+    fill: Callable[[Sequence[Path]], Sequence[Sequence[Shard]]],
+    folders: Sequence[Path],
+    *,
+    like: Path,
+    complete: Callable[[int, Path], None],
+) -> None:
+    """Make checkpoint folders whose weights ``fill`` writes into the working folders that it is given.
+
+    Configuration, tokenizer and chat template are those of the checkpoint ``like``. ``complete`` is called with each
+    folder's number and the folder, which has not its name yet, to put in what else belongs there.
+    """
+    with ExitStack() as whole:
+        works = [whole.enter_context(whole_folder(folder)) for folder in folders]
+        for number, (work, shards) in enumerate(zip(works, fill(works), strict=True)):
+            if not shards:
                 raise CheckpointError(f"there are no tensors to write to {folders[number]}")
-            copy_companions(like, work, dtype=writer.main_dtype())
+            name_shards(work, shards)
+            copy_companions(like, work, dtype=main_dtype(shards))
             complete(number, work)
 
 

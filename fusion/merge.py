@@ -84,16 +84,22 @@ def merge_planned(
     seed: int = 0,
     on_tensor: Callable[[int, int], None] | None = None,
     device: str | None = None,
+    energies: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
 ) -> Iterator[Merged]:
-    """Yield what was planned, in its order, every tensor in all its variants; of a large one only some at a time."""
+    """Yield what was planned, in its order, every tensor in all its variants; of a large one only some at a time.
+
+    ``energies`` are those of ``grouped``, where the plan is a part of another.
+    """
     import torch
 
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     workers = cores() if place.type == "cpu" else _GPU_WORKERS
-    energies = _energies(planned, workers)
+    if energies is None:
+        energies = grouped(planned, source_energies(planned))
+    weighed = energies
 
     def work(piece: Piece) -> Merged:
-        known = energies.get(piece.name, ())[piece.first :]
+        known = weighed.get(piece.name, ())[piece.first :]
         return _merge_piece(piece, planned, place, seed, known[: len(piece.params)] or [{}] * len(piece.params))
 
     parts = [part for piece in planned.pieces for part in _parts(piece)]
@@ -242,27 +248,34 @@ def _fetched(tensor: Tensor) -> Tensor:
     return result.copy_(tensor, non_blocking=True)
 
 
-def _energies(planned: Plan, workers: int) -> dict[str, list[dict[str, object]]]:
-    """Return, for tensors that VaRM weighs by their layer or by the model, Σ δ² of each source over that group.
+def weighed_together(planned: Plan) -> list[Piece]:
+    """Return the tensors that VaRM weighs by their layer or by the model."""
+    return [piece for piece in planned.pieces if any(_group(piece, params) for params in piece.params)]
 
-    It is an argument more for each variant, and takes a pass over those tensors of its own before the first is merged.
-    """
+
+def source_energies(planned: Plan) -> dict[str, list[float]]:
+    """Return Σ δ² of each source for every tensor that is weighed together with others: a pass over those tensors."""
     from fusion.averages import energies
     from fusion.blocks import NotFinite
 
-    groups = {piece.name: [_group(piece, params) for params in piece.params] for piece in planned.pieces}
-    wanted = [piece for piece in planned.pieces if any(groups[piece.name])]
-    sums: dict[tuple[str, int], float] = defaultdict(float)  # by group and source
-
-    def work(piece: Piece) -> tuple[Piece, list[float]]:
+    def work(piece: Piece) -> tuple[str, list[float]]:
         try:
-            return piece, energies(*_read(piece, planned))
+            return piece.name, energies(*_read(piece, planned))
         except NotFinite:
             raise _not_finite(piece, planned) from None
 
-    for piece, found in _in_order(planned, wanted, work, workers) if wanted else ():
+    wanted = weighed_together(planned)
+    return dict(_in_order(planned, wanted, work, cores())) if wanted else {}
+
+
+def grouped(planned: Plan, found: Mapping[str, Sequence[float]]) -> dict[str, list[dict[str, object]]]:
+    """Return, of what source_energies found, each source's sum over a tensor's group: an argument for each variant."""
+    groups = {piece.name: [_group(piece, params) for params in piece.params] for piece in weighed_together(planned)}
+    sums: dict[tuple[str, int], float] = defaultdict(float)  # by group and source; added up in the plan's order
+    wanted = [piece for piece in planned.pieces if piece.name in groups]
+    for piece in wanted:
         for group in {group for group in groups[piece.name] if group}:
-            for (source, _), energy in zip(piece.sources, found, strict=True):
+            for (source, _), energy in zip(piece.sources, found[piece.name], strict=True):
                 sums[group, source] += energy
     return {
         piece.name: [

@@ -11,13 +11,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from fusion.checkpoints import write_checkpoints
+from fusion.checkpoints import MAX_SHARD_BYTES, write_checkpoints, write_folders
 from fusion.errors import CheckpointError, RecipeError
 from fusion.hashes import content_hash
 from fusion.memory import release, spare
 from fusion.merge import Coefficient, Merged, merge_planned
 from fusion.plan import Plan, plan
 from fusion.recipe import Grid, MergeRecipe
+from fusion.shards import Shard
+from fusion.spread import Spread, merge_spread
 from fusion.vocabulary import write_tokenizer
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ def merge_to_folder(
     provenance: Mapping[str, object] | None = None,
     on_tensor: Callable[[int, int], None] | None = None,
     device: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    spread: Spread | None = None,
 ) -> None:
     """Write the merge as a checkpoint folder with recipe.json, coefficients.parquet and a model card.
 
@@ -41,7 +45,16 @@ def merge_to_folder(
     lists the identities of what is made. Without it the folders' names are the titles, and the hashes are computed.
     No local path is written.
     """
-    merge_to_folders(recipe, {folder: title}, grid=None, provenance=provenance, on_tensor=on_tensor, device=device)
+    merge_to_folders(
+        recipe,
+        {folder: title},
+        grid=None,
+        provenance=provenance,
+        on_tensor=on_tensor,
+        device=device,
+        max_shard_bytes=max_shard_bytes,
+        spread=spread,
+    )
 
 
 def merge_to_folders(
@@ -52,10 +65,13 @@ def merge_to_folders(
     provenance: Mapping[str, object] | None = None,
     on_tensor: Callable[[int, int], None] | None = None,
     device: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    spread: Spread | None = None,
 ) -> None:
     """Write the merges of a grid, each value's to its folder, from one pass over the models: see merge_to_folder.
 
-    ``titles`` are the folders, in the order of the grid's values, and their models' titles.
+    ``titles`` are the folders, in the order of the grid's values, and their models' titles. With ``spread`` others
+    do the work, who must see all these folders, and write the same bytes.
     """
     planned = plan(recipe, grid)
     known = provenance or _provenance(recipe)
@@ -86,9 +102,22 @@ def merge_to_folders(
         (folder / "recipe.json").write_text(text + "\n", encoding="utf-8")
         (folder / "README.md").write_text(_card(title, told, heard[number], names), encoding="utf-8")
 
+    def elsewhere(works: Sequence[Path]) -> list[list[Shard]]:
+        assert spread is not None
+        shards, heard[:] = merge_spread(
+            recipe, grid, works, spread=spread, max_bytes=max_shard_bytes, on_tensor=on_tensor
+        )
+        return shards
+
+    folders = list(titles)
+    if spread is not None:
+        write_folders(elsewhere, folders, like=recipe.base, complete=complete)
+        return
     stream = map(hear, merge_planned(planned, seed=recipe.seed, on_tensor=on_tensor, device=device))
     try:
-        write_checkpoints(stream, list(titles), like=recipe.base, complete=complete, written=spare)
+        write_checkpoints(
+            stream, folders, like=recipe.base, complete=complete, written=spare, max_shard_bytes=max_shard_bytes
+        )
     finally:
         release()
 

@@ -8,7 +8,10 @@ https://huggingface.co/docs/safetensors#format
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -64,18 +67,58 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
     return ordered
 
 
-class ShardWriter:
-    """Writes tensors into a folder as they come; leaving the block closes the last shard and writes the index."""
+@dataclass(slots=True)
+class Shard:
+    """The tensors of one file, in the order of the data: name → {dtype, shape, data_offsets}."""
 
-    def __init__(self, folder: Path, *, max_bytes: int) -> None:
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    size: int = 0  # bytes of data
+    _room: int = 100  # bytes of header, counted generously
+
+    def add(self, name: str, dtype: torch.dtype, shape: Sequence[int], *, max_bytes: int) -> bool:
+        """Note the tensor as the next one; False: it belongs into another file."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        entry = {"dtype": _code(name, dtype), "shape": list(shape)}
+        room = len(json.dumps(name)) + len(json.dumps(entry)) + 80  # the offsets, and what holds it together
+        if self.entries and (
+            self.size + nbytes > max_bytes
+            or self._room + room > _ROOM
+            or self.size % dtype.itemsize  # the format has no gaps to align by
+        ):
+            return False
+        self.entries[name] = {**entry, "data_offsets": [self.size, self.size + nbytes]}
+        self.size += nbytes
+        self._room += room
+        return True
+
+    def header(self) -> bytes:
+        """Return the file's beginning."""
+        header = json.dumps({"__metadata__": {"format": "pt"}, **self.entries}, separators=(",", ":")).encode()
+        return (_ROOM - 8).to_bytes(8, "little") + header.ljust(_ROOM - 8)
+
+
+def layout(tensors: Iterable[tuple[str, torch.dtype, Sequence[int]]], *, max_bytes: int) -> list[Shard]:
+    """Return the files that a ShardWriter would make of tensors of these names, dtypes and shapes."""
+    shards: list[Shard] = []
+    for name, dtype, shape in tensors:
+        if not shards or not shards[-1].add(name, dtype, shape, max_bytes=max_bytes):
+            shards.append(Shard())
+            shards[-1].add(name, dtype, shape, max_bytes=max_bytes)
+    return shards
+
+
+class ShardWriter:
+    """Writes tensors into a folder as they come; leaving the block closes the last shard.
+
+    ``first`` is its first shard's number, from 0. The files get their names from name_shards.
+    """
+
+    def __init__(self, folder: Path, *, max_bytes: int, first: int = 0) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
-        self._codes = {dtype: code for code, dtype in dtype_names().items()}
-        self._elements: Counter[torch.dtype] = Counter()
-        self._shards: list[dict[str, dict[str, Any]]] = []
+        self._first = first
         self._file: DirectFile | None = None
-        self._offset = 0
-        self._room = 0
+        self.shards: list[Shard] = []
         self.names: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -88,7 +131,6 @@ class ShardWriter:
             self._file.abandon()
             return
         self._close_shard()
-        self._name_shards()
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Append one tensor."""
@@ -96,57 +138,55 @@ class ShardWriter:
 
         if name in self.names:
             raise CheckpointError(f"tensor {name!r} came twice")
-        if tensor.dtype not in self._codes:
-            raise CheckpointError(f"tensor {name!r} has dtype {tensor.dtype}, which is not supported")
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        entry = {"dtype": self._codes[tensor.dtype], "shape": list(tensor.shape)}
-        room = len(json.dumps(name)) + len(json.dumps(entry)) + 80  # the offsets, and what holds it together
-        if self._file is not None and (
-            self._offset + data.nbytes > self._max_bytes
-            or self._room + room > _ROOM
-            or self._offset % tensor.element_size()  # the format has no gaps to align by
-        ):
-            self._close_shard()
+        if not self.shards or not self.shards[-1].add(name, tensor.dtype, tensor.shape, max_bytes=self._max_bytes):
+            if self._file is not None:
+                self._close_shard()
+            self.shards.append(Shard())
+            self.shards[-1].add(name, tensor.dtype, tensor.shape, max_bytes=self._max_bytes)
         if self._file is None:
-            self._open_shard()
-        assert self._file is not None
+            self._file = DirectFile(_numbered(self._folder, self._first + len(self.shards) - 1), start=_ROOM)
         self._file.write(data.data)
-        self._shards[-1][name] = {**entry, "data_offsets": [self._offset, self._offset + data.nbytes]}
-        self._offset += data.nbytes
-        self._room += room
-        self._elements[tensor.dtype] += tensor.numel()
         self.names.add(name)
-
-    def main_dtype(self) -> str:
-        """Return the name of the dtype that most elements have, for config.json."""
-        [(dtype, _)] = self._elements.most_common(1)
-        return str(dtype).removeprefix("torch.")
-
-    def _open_shard(self) -> None:
-        self._shards.append({})
-        self._file = DirectFile(self._path(len(self._shards)), start=_ROOM)
-        self._offset, self._room = 0, 100
 
     def _close_shard(self) -> None:
         assert self._file is not None
-        header = json.dumps({"__metadata__": {"format": "pt"}, **self._shards[-1]}, separators=(",", ":")).encode()
-        self._file.close(head=(_ROOM - 8).to_bytes(8, "little") + header.ljust(_ROOM - 8))
+        self._file.close(head=self.shards[-1].header())
         self._file = None
 
-    def _path(self, number: int) -> Path:
-        return self._folder / f"{number:05d}.safetensors"
 
-    def _name_shards(self) -> None:
-        count = len(self._shards)
-        if count == 1:
-            self._path(1).rename(self._folder / SINGLE)
-            return
-        weight_map: dict[str, str] = {}
-        total = 0
-        for number, shard in enumerate(self._shards, 1):
-            file = f"model-{number:05d}-of-{count:05d}.safetensors"
-            self._path(number).rename(self._folder / file)
-            weight_map |= dict.fromkeys(shard, file)
-            total += max(entry["data_offsets"][1] for entry in shard.values())
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (self._folder / f"{SINGLE}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+def main_dtype(shards: Iterable[Shard]) -> str:
+    """Return the name of the dtype that most elements have, for config.json."""
+    elements: Counter[str] = Counter()
+    for shard in shards:
+        for entry in shard.entries.values():
+            elements[entry["dtype"]] += math.prod(entry["shape"])
+    [(code, _)] = elements.most_common(1)
+    return str(dtype_names()[code]).removeprefix("torch.")
+
+
+def name_shards(folder: Path, shards: Sequence[Shard]) -> None:
+    """Give the files of a folder, numbered from 0, their names, and several an index."""
+    if len(shards) == 1:
+        _numbered(folder, 0).rename(folder / SINGLE)
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        _numbered(folder, number).rename(folder / file)
+        weight_map |= dict.fromkeys(shard.entries, file)
+    total = sum(shard.size for shard in shards)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / f"{SINGLE}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _numbered(folder: Path, number: int) -> Path:
+    """Return the name that a shard has until their number is known."""
+    return folder / f"{number + 1:05d}.safetensors"
+
+
+def _code(name: str, dtype: torch.dtype) -> str:
+    for code, known in dtype_names().items():
+        if known == dtype:
+            return code
+    raise CheckpointError(f"tensor {name!r} has dtype {dtype}, which is not supported")
