@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +33,17 @@ def merge_recipe(
         models[name] = replace(models[name], folder=folder, model=replace(models[name].model, source=str(folder)))
     for name in dict.fromkeys(needed for merged in names for needed in inputs(models[merged], models)):
         make(models[name], models, watch=watch)
+    _settle()
     merge_weights([models[name] for name in names], models, watch=watch, grid=grid)
     return models
+
+
+def _settle() -> None:
+    """Load what merges with, and have the garbage collector leave it alone, which would look through it at the exit."""
+    import fusion.methods  # noqa: F401
+
+    if "duckdb" not in sys.modules:  # which complains of what outlives it
+        gc.freeze()
 
 
 def mean_coefficients(merged: Sequence[Candidate]) -> list[dict[str, object]]:
