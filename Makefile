@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+RAY := $(VENV)/ray-ready
 
 .PHONY: demo test check slow browser venv format clean
 
@@ -21,7 +22,7 @@ check: $(READY)
 	$(BIN)/pytest -q -n auto --dist loadfile -m "not slow"
 
 # Two tests at a time, each on one core; the rooms whose tests take longest first, so that none is waited for at the end.
-slow: $(READY) browser
+slow: $(READY) $(RAY) browser
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/pytest -q -m slow -n 2 --dist loadfile \
 		--no-loadscope-reorder tests/judges tests/fuseval tests
 
@@ -51,6 +52,11 @@ $(READY): requirements/cpu.txt pyproject.toml
 		     echo "    PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make venv" >&2; exit 2; }
 	@$(BIN)/python -m pip install --no-deps --no-build-isolation --quiet --disable-pip-version-check -e .
 	@touch $(READY)
+
+# Ray, an optional extra, for its tests alone.
+$(RAY): $(READY) requirements/ray.txt
+	@$(BIN)/python -m pip install --no-deps --quiet --disable-pip-version-check -r requirements/ray.txt
+	@touch $(RAY)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

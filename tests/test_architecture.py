@@ -18,7 +18,7 @@ MAY_KNOW = {
 
 # What takes a noticeable part of a second to import has no place at the top of a file that `fuseval --help` reads.
 HEAVY = {"torch", "transformers", "trl", "vllm", "lm_eval", "alpaca_eval", "matplotlib", "pandas", "datasets", "duckdb"}
-HEAVY |= {"numpy", "pydantic", "openai", "pooch", "rich", "jinja2", "yaml"}
+HEAVY |= {"numpy", "pydantic", "openai", "pooch", "ray", "rich", "jinja2", "yaml"}
 
 
 def imports(file: Path, *, top_level: bool = False) -> set[str]:
