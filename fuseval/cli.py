@@ -24,6 +24,7 @@ from fuseval.options import (
     ExperimentFile,
     LedgerOption,
     Limit,
+    MaxShardSize,
     Questions,
     RetryFailed,
 )
@@ -134,13 +135,18 @@ def merge(
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to; of a grid, one in it a value.")],
     ledger: Annotated[Path | None, typer.Option("--ledger", help="DuckDB file to store the coefficients in.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Have a Ray cluster merge, a file a task: auto, HOST:PORT or local."),
+    ] = None,
+    max_shard_size: MaxShardSize = None,
     as_json: AsJson = False,
 ) -> None:
     """Merge checkpoints in weight space, and write them with recipe, coefficients and model card."""
     with errors():
         from fuseval.config import ConfigError
         from fuseval.merge_file import load_merge
-        from fuseval.merging import mean_coefficients, merge_recipe
+        from fuseval.merging import Where, mean_coefficients, merge_recipe
         from fuseval.strict import NAME
 
         if output.exists() and not (output.is_dir() and not any(output.iterdir())):
@@ -149,7 +155,15 @@ def merge(
         say(*experiment.notes, style="yellow")
         with storing_merges(experiment, ledger) as kept, stages() as watch:
             output = output.absolute()
-            models = merge_recipe(experiment, grid, output, beside=recipe.parent, cache=cache_folder(), watch=watch)
+            models = merge_recipe(
+                experiment,
+                grid,
+                output,
+                beside=recipe.parent,
+                cache=cache_folder(),
+                watch=watch,
+                where=Where(ray, max_shard_size),
+            )
             kept.update(models)
         made = [models[merged.name] for merged in experiment.fusion.merges]
     show(mean_coefficients(made), as_json=as_json, title="Mean over the tensors")

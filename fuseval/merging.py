@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evals.records import Coefficient
 from fuseval.experiment import Experiment, Merge
@@ -19,8 +20,39 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Who merges, and into files of how many bytes; by default this process."""
+
+    ray: str | None = None  # a Ray cluster's address, see fuseval.cluster.joined
+    max_shard_bytes: int | None = None
+
+    @contextmanager
+    def options(self) -> Iterator[dict[str, Any]]:
+        """Yield what fusion.publish is told of it, while the cluster is there."""
+        told: dict[str, Any] = {} if self.max_shard_bytes is None else {"max_shard_bytes": self.max_shard_bytes}
+        if self.ray is None:
+            yield told
+            return
+        from fuseval.cluster import joined
+        from fuseval.ray_tasks import over
+
+        with joined(self.ray) as ray:
+            yield {**told, "workers": over(ray)}
+
+
+HERE = Where()
+
+
 def merge_recipe(
-    experiment: Experiment, grid: Grid | None, output: Path, *, beside: Path, cache: Path, watch: Watch
+    experiment: Experiment,
+    grid: Grid | None,
+    output: Path,
+    *,
+    beside: Path,
+    cache: Path,
+    watch: Watch,
+    where: Where = HERE,
 ) -> dict[str, Candidate]:
     """Make what a recipe file says, read as an experiment, in ``output``: a checkpoint, or of a grid one a value.
 
@@ -34,7 +66,7 @@ def merge_recipe(
     for name in dict.fromkeys(needed for merged in names for needed in inputs(models[merged], models)):
         make(models[name], models, watch=watch)
     _settle()
-    merge_weights([models[name] for name in names], models, watch=watch, grid=grid)
+    merge_weights([models[name] for name in names], models, watch=watch, grid=grid, where=where)
     return models
 
 
@@ -63,7 +95,12 @@ def mean_coefficients(merged: Sequence[Candidate]) -> list[dict[str, object]]:
 
 
 def merge_weights(
-    candidates: Sequence[Candidate], models: Mapping[str, Candidate], *, watch: Watch, grid: Grid | None = None
+    candidates: Sequence[Candidate],
+    models: Mapping[str, Candidate],
+    *,
+    watch: Watch,
+    grid: Grid | None = None,
+    where: Where = HERE,
 ) -> None:
     """Make the weights of a merge, or of a grid's merges together; their inputs are made already.
 
@@ -74,17 +111,20 @@ def merge_weights(
     first = candidates[0].merge
     assert first is not None
     sources = [models[name] for name in first.sources]
-    merge_to_folders(
-        _recipe(first, models, without=grid.parameter if grid else None),
-        {_folder(candidate): candidate.name for candidate in candidates},
-        grid=grid,
-        provenance={
-            "base": {first.base: models[first.base].id},
-            "sources": {source.name: source.id for source in sources},
-            "ids": [candidate.id for candidate in candidates],
-        },
-        on_tensor=_teller(watch, f"merge {' '.join(candidate.name for candidate in candidates)}"),
-    )
+    provenance = {
+        "base": {first.base: models[first.base].id},
+        "sources": {source.name: source.id for source in sources},
+        "ids": [candidate.id for candidate in candidates],
+    }
+    with where.options() as told:
+        merge_to_folders(
+            _recipe(first, models, without=grid.parameter if grid else None),
+            {_folder(candidate): candidate.name for candidate in candidates},
+            grid=grid,
+            provenance=provenance,
+            on_tensor=_teller(watch, f"merge {' '.join(candidate.name for candidate in candidates)}"),
+            **told,
+        )
 
 
 def streamed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -25,5 +26,19 @@ RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Ask again, too, what time does not mend (refused, filtered, too long).")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be made and asked, and its price.")]
+
+
+def read_size(text: str) -> int:
+    """Return the bytes that a size such as 5GB, 500MB or 2GiB says."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B", text.strip(), flags=re.IGNORECASE)
+    size = int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " ")) if found else 0
+    if not size:
+        raise typer.BadParameter(f"{text!r} is no size: write it as 5GB, 500MB or 2GiB")
+    return size
+
+
+MaxShardSize = Annotated[
+    int | None, typer.Option(parser=read_size, metavar="SIZE", help="Of a file of weights, as 2GB; default: 5GiB.")
+]
 
 DEFAULT_LEDGER = Path("fuseval.duckdb")

@@ -16,10 +16,10 @@ from fusion.errors import CheckpointError, RecipeError
 from fusion.hashes import content_hash
 from fusion.memory import release, spare
 from fusion.merge import Coefficient, Merged, merge_planned
+from fusion.parts import Workers, merge_in_parts
 from fusion.plan import Plan, plan
 from fusion.recipe import Grid, MergeRecipe
 from fusion.shards import Shard
-from fusion.spread import Spread, merge_spread
 from fusion.vocabulary import write_tokenizer
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def merge_to_folder(
     on_tensor: Callable[[int, int], None] | None = None,
     device: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    spread: Spread | None = None,
+    workers: Workers | None = None,
 ) -> None:
     """Write the merge as a checkpoint folder with recipe.json, coefficients.parquet and a model card.
 
@@ -53,7 +53,7 @@ def merge_to_folder(
         on_tensor=on_tensor,
         device=device,
         max_shard_bytes=max_shard_bytes,
-        spread=spread,
+        workers=workers,
     )
 
 
@@ -66,12 +66,12 @@ def merge_to_folders(
     on_tensor: Callable[[int, int], None] | None = None,
     device: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    spread: Spread | None = None,
+    workers: Workers | None = None,
 ) -> None:
     """Write the merges of a grid, each value's to its folder, from one pass over the models: see merge_to_folder.
 
-    ``titles`` are the folders, in the order of the grid's values, and their models' titles. With ``spread`` others
-    do the work, who must see all these folders, and write the same bytes.
+    ``titles`` are the folders, in the order of the grid's values, and their models' titles. With ``workers`` they
+    do the work; they must see all these folders, and write the same bytes.
     """
     planned = plan(recipe, grid)
     known = provenance or _provenance(recipe)
@@ -103,14 +103,14 @@ def merge_to_folders(
         (folder / "README.md").write_text(_card(title, told, heard[number], names), encoding="utf-8")
 
     def elsewhere(works: Sequence[Path]) -> list[list[Shard]]:
-        assert spread is not None
-        shards, heard[:] = merge_spread(
-            recipe, grid, works, spread=spread, max_bytes=max_shard_bytes, on_tensor=on_tensor
+        assert workers is not None
+        shards, heard[:] = merge_in_parts(
+            recipe, grid, works, workers=workers, max_bytes=max_shard_bytes, on_tensor=on_tensor
         )
         return shards
 
     folders = list(titles)
-    if spread is not None:
+    if workers is not None:
         write_folders(elsewhere, folders, like=recipe.base, complete=complete)
         return
     stream = map(hear, merge_planned(planned, seed=recipe.seed, on_tensor=on_tensor, device=device))

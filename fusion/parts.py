@@ -1,6 +1,6 @@
 """A merge done in parts by several processes or machines that see the same files: the same bytes as from one.
 
-Every part is one file of the result. What runs the parts is passed in; it need only keep their order.
+Every part is one file of the result. Who does the parts is passed in.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Spread(Protocol):
+class Workers(Protocol):
     """What runs a function elsewhere."""
 
     def __call__(self, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
@@ -55,16 +55,16 @@ class Written:
     coefficients: tuple[tuple[Coefficient, ...], ...]
 
 
-def merge_spread(
+def merge_in_parts(
     recipe: MergeRecipe,
     grid: Grid | None,
     works: Sequence[Path],
     *,
-    spread: Spread,
+    workers: Workers,
     max_bytes: int,
     on_tensor: Callable[[int, int], None] | None = None,
 ) -> tuple[list[list[Shard]], list[list[Coefficient]]]:
-    """Have the merge's files written into ``works``, a folder for each variant, by whatever ``spread`` runs.
+    """Have the merge's files written into ``works``, a folder for each variant, by whatever ``workers`` are.
 
     Returns the files' contents and the coefficients, for each variant.
     """
@@ -73,7 +73,7 @@ def merge_spread(
     parts = [Part(recipe, grid, tuple(shard.entries), number) for number, shard in enumerate(expected)]
     if wanted := {piece.name for piece in weighed_together(planned)}:
         measured: dict[str, Sequence[float]] = {}
-        for found in spread(energies_of, [part for part in parts if wanted & set(part.names)]):
+        for found in workers(energies_of, [part for part in parts if wanted & set(part.names)]):
             measured |= found
         energies = grouped(planned, measured)
         parts = [replace(part, energies={n: energies[n] for n in part.names if n in energies}) for part in parts]
@@ -83,7 +83,7 @@ def merge_spread(
     shards: list[list[Shard]] = [[] for _ in works]
     heard: list[list[Coefficient]] = [[] for _ in works]
     done = 0
-    for part, written in zip(parts, spread(write_part, parts), strict=True):
+    for part, written in zip(parts, workers(write_part, parts), strict=True):
         for variant, (shard, coefficients) in enumerate(zip(written.shards, written.coefficients, strict=True)):
             shards[variant].append(shard)
             heard[variant] += coefficients

@@ -53,7 +53,7 @@ def test_parts_make_the_same_files(tmp_path: Path, models: list[Path], method: s
     merge_to_folder(recipe, tmp_path / "a", title="merged", max_shard_bytes=MOST)
     heard: list[tuple[int, int]] = []
     merge_to_folder(
-        recipe, tmp_path / "b", title="merged", max_shard_bytes=MOST, spread=here, on_tensor=lambda *n: heard.append(n)
+        recipe, tmp_path / "b", title="merged", max_shard_bytes=MOST, workers=here, on_tensor=lambda *n: heard.append(n)
     )
     assert len(list((tmp_path / "b").glob("*.safetensors"))) > 2
     assert contents(tmp_path / "b") == contents(tmp_path / "a")
@@ -63,9 +63,9 @@ def test_parts_make_the_same_files(tmp_path: Path, models: list[Path], method: s
 
 def test_a_grid_is_made_by_two_processes(tmp_path: Path, models: list[Path]):
     recipe = MergeRecipe("ties", models[0], tuple(models[1:]), {"weights": 1.0})
-    for name, spread in (("a", None), ("b", in_processes)):
+    for name, workers in (("a", None), ("b", in_processes)):
         titles = {tmp_path / name / str(value): f"d{value}" for value in (0.2, 0.6)}
-        merge_to_folders(recipe, titles, grid=Grid("density", (0.2, 0.6)), max_shard_bytes=2 * MOST, spread=spread)
+        merge_to_folders(recipe, titles, grid=Grid("density", (0.2, 0.6)), max_shard_bytes=2 * MOST, workers=workers)
     for value in ("0.2", "0.6"):
         assert contents(tmp_path / "b" / value) == contents(tmp_path / "a" / value)
 
@@ -77,5 +77,5 @@ def test_a_part_that_fails_leaves_no_checkpoint(tmp_path: Path, models: list[Pat
 
     recipe = MergeRecipe("linear", models[0], tuple(models[1:]))
     with pytest.raises(RuntimeError, match="gone"):
-        merge_to_folder(recipe, tmp_path / "out", title="merged", max_shard_bytes=MOST, spread=broken)
+        merge_to_folder(recipe, tmp_path / "out", title="merged", max_shard_bytes=MOST, workers=broken)
     assert [file for file in tmp_path.iterdir() if "out" in file.name] == []
