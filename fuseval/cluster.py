@@ -22,7 +22,7 @@ from fuseval.config import ConfigError
 
 ROOMS = ("fuseval", "fusion", "evals", "judges", "results", "reports")
 _ATTEMPTS = 3  # at starting a cluster here: Ray gives itself 30 s, which a busy machine may exceed
-_MISSING = (
+NO_RAY = (
     "Ray is not installed, and `kind: ray` needs it: pip install 'fuseval[scale]', with the same version on every "
     "machine of the cluster"
 )
@@ -58,7 +58,7 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError(_MISSING) from error
+        raise ConfigError(NO_RAY) from error
     return ray
 
 
