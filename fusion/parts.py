@@ -68,6 +68,8 @@ def merge_in_parts(
 
     Returns the files' contents and the coefficients, for each variant.
     """
+    there = tuple(path.absolute() for path in recipe.sources)  # who works elsewhere is in another folder
+    recipe = replace(recipe, base=recipe.base.absolute(), sources=there)
     planned = plan(recipe, grid)
     expected = layout(_tensors(planned), max_bytes=max_bytes)
     parts = [Part(recipe, grid, tuple(shard.entries), number) for number, shard in enumerate(expected)]
@@ -79,7 +81,7 @@ def merge_in_parts(
         parts = [replace(part, energies={n: energies[n] for n in part.names if n in energies}) for part in parts]
     else:
         parts = [replace(part, energies={}) for part in parts]
-    parts = [replace(part, folders=tuple(works), max_bytes=max_bytes) for part in parts]
+    parts = [replace(part, folders=tuple(work.absolute() for work in works), max_bytes=max_bytes) for part in parts]
     shards: list[list[Shard]] = [[] for _ in works]
     heard: list[list[Coefficient]] = [[] for _ in works]
     done = 0
