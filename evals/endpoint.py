@@ -44,7 +44,8 @@ class EndpointModel:
     ``{"max_tokens": None, "max_completion_tokens": 4096}`` for models that refuse max_tokens, or
     ``{"structured_outputs": None}`` and ``{"response_format": None}`` for servers that refuse these fields (OpenAI is
     never sent the first, which is vLLM's). A vLLM server fills in fields that a request leaves out from the model's
-    generation_config.json; ``{"top_k": -1, "repetition_penalty": 1.0}`` switches that off.
+    generation_config.json; ``{"top_k": -1, "repetition_penalty": 1.0}`` switches that off, and so does ``in_full``,
+    which leaves what is asked for as it is.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class EndpointModel:
         replicas: Sequence[str] = (),
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
+        in_full: bool = False,
     ) -> None:
         for url in (base_url, *replicas):
             if url is not None and not url.startswith(("http://", "https://")):
@@ -81,6 +83,7 @@ class EndpointModel:
         self.replicas = tuple(replicas)
         self.requests_per_minute = requests_per_minute
         self.tokens_per_minute = tokens_per_minute
+        self.in_full = in_full
         self._idle: list[list[Site]] = []  # what calls that ended found out about pace, for the next ones
 
     def chat(self, requests: Iterable[ChatRequest]) -> Generator[tuple[int, Reply | NoReply], None, None]:
@@ -138,7 +141,9 @@ class EndpointModel:
             api_key_env=self.api_key_env,
             key=key,
             headers=headers,
-            fields=lambda request: request_body(request, extra=self.extra_body, for_openai=for_openai),
+            fields=lambda request: request_body(
+                request, extra=self.extra_body, for_openai=for_openai, in_full=self.in_full
+            ),
             timeout=self.timeout,
             max_attempts=self.max_attempts,
             backoff=self.backoff,

@@ -32,6 +32,7 @@ class EngineSettings:
     gpu_memory_utilization: float = 0.9
     tensor_parallel: int = 1
     max_num_seqs: int | None = None  # conversations in one batch; None: vLLM's own default
+    threads: int | None = None  # of a CPU engine, which keeps the number that it starts with; None: torch's default
 
 
 class WeightSwap:
@@ -79,9 +80,14 @@ def start_engine(folder: Path, settings: EngineSettings) -> Any:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     with _captured_stderr() as noise:
+        import torch
+
+        allowed = torch.set_num_threads
         try:
             from vllm import LLM
 
+            if settings.threads is not None and not torch.cuda.is_available():
+                torch.set_num_threads(settings.threads)
             length = min(settings.max_model_len, _trained_length(folder))
             return LLM(
                 model=str(folder),
@@ -97,6 +103,9 @@ def start_engine(folder: Path, settings: EngineSettings) -> Any:
             raise ChatError(f"vLLM cannot be imported ({error}); `fuseval doctor` says what to install") from error
         except Exception as error:
             raise ChatError(f"vLLM cannot run {folder}: {error}\n{_tail(noise)}".rstrip()) from error
+        finally:
+            # A CPU engine forbids it to the whole process; the engine's number is this thread's, merges set their own.
+            torch.set_num_threads = allowed
 
 
 def _device_options(settings: EngineSettings, *, length: int) -> dict[str, Any]:

@@ -8,14 +8,16 @@ pass@k of what the sandbox says. A task that calls itself unsafe and runs code i
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import MethodWrapperType
 from typing import Any
 
 from evals.assets import AssetError
 
-RunTests = Callable[[Sequence[str]], Sequence[bool]]
-"""Programs that end with their tests → whether each ran to its end and passed. Raises where nothing can be isolated."""
+RunTests = Callable[[Sequence[tuple[str, str]]], Sequence[bool]]
+"""Code with its tests → whether these ran to their end and passed. Raises where nothing can be isolated."""
 
 
 class SandboxedCodeEval:
@@ -28,12 +30,12 @@ class SandboxedCodeEval:
         self, *, references: Sequence[str], predictions: Sequence[Sequence[str]], k: Sequence[int] = (1, 10, 100)
     ) -> tuple[dict[str, float], dict[int, list[bool]]]:
         """Return pass@k over the tasks, for each ``k`` that there are candidates for, and which candidates passed."""
-        programs = [
-            f"{candidate}\n{tests}"
+        pairs = [
+            (candidate, tests)
             for tests, candidates in zip(references, predictions, strict=True)
             for candidate in candidates
         ]
-        said = iter(self._run(programs))
+        said = iter(self._run(pairs))
         passed = {task: [next(said) for _ in candidates] for task, candidates in enumerate(predictions)}
         least = min(map(len, predictions), default=0)
         found = {
@@ -52,11 +54,19 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
+_TASKS = ("lm_eval.tasks.", "/")  # how the names begin that lm-eval gives modules of its tasks, and of files
+
+
 @contextmanager
 def code_in(run: RunTests) -> Iterator[None]:
-    """Give tasks whose code is imported inside the block the sandbox instead of evaluate's ``code_eval``."""
+    """Give tasks whose code is imported inside the block the sandbox instead of evaluate's ``code_eval``.
+
+    Code that was imported with another sandbox before, which lm-eval would take again, is forgotten.
+    """
     import evaluate
 
+    for name in [name for name, module in sys.modules.items() if name.startswith(_TASKS) and _has_sandbox(module)]:
+        del sys.modules[name]
     load = evaluate.load
 
     def sandboxed(path: str, *args: Any, **kwargs: Any) -> Any:
@@ -83,8 +93,13 @@ def check_contained(task: Any, name: str) -> None:
 
 
 def _is_contained(metric: Any) -> bool:
-    """Tell whether a metric is the sandbox's, or a function of a module that fetched it."""
+    """Tell whether a metric is the sandbox's, or a function of a module that fetched it; a task keeps its __call__."""
+    while isinstance(metric, MethodWrapperType):
+        metric = metric.__self__
     if isinstance(getattr(metric, "__self__", None), SandboxedCodeEval):
         return True
-    known = getattr(metric, "__globals__", {})
-    return any(isinstance(value, SandboxedCodeEval) for value in known.values())
+    return any(isinstance(value, SandboxedCodeEval) for value in getattr(metric, "__globals__", {}).values())
+
+
+def _has_sandbox(module: Any) -> bool:
+    return any(isinstance(value, SandboxedCodeEval) for value in vars(module).values())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,7 +20,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 
 from evals.chat import ChatError, ChatModel, ChatRequest, NoReply
 from evals.lm_model import Response, Wish, in_batches
-from evals.lm_options import MAX_GEN_TOKS
+from evals.lm_options import ENDPOINT_DRAWS, MAX_GEN_TOKS, drawing
 from evals.records import Message, Sampling
 
 STOPS = 4  # stop sequences that OpenAI's API takes
@@ -80,7 +81,15 @@ class EndpointLM:
             )
         api = _completions(self._completions)
         written = [_written(wish, api) for wish in wishes]
-        yield from in_batches(api, written, at_once=4 * self._completions.concurrency)
+        at_once = 4 * self._completions.concurrency
+        try:
+            yield from in_batches(api, written, at_once=at_once, scored_at_once=at_once)
+        except OSError as error:
+            raise ChatError(
+                f"{self._completions.base_url}/completions gave no log-likelihoods in {self._completions.max_attempts} "
+                f"attempts: {str(error) or type(error).__name__}. What it gave before is stored: run again when it "
+                "answers, or give the endpoint more max_attempts or a longer timeout"
+            ) from None
 
 
 def _written(wish: Wish, api: Any) -> Wish:
@@ -105,10 +114,9 @@ def _request(wish: Wish) -> ChatRequest:
         turns = None
     if not isinstance(turns, list):
         raise ChatError("an endpoint chats: say apply_chat_template: true in the task's options")
-    told: Mapping[str, Any] = dict(normalize_gen_kwargs(gen_kwargs, default_max_gen_toks=MAX_GEN_TOKS))
-    unknown = set(told) - {*_SAMPLING, "until", "max_gen_toks", "do_sample"}
-    if unknown:
-        raise ChatError(f"the task draws by {', '.join(sorted(unknown))}, which an endpoint is not asked for here")
+    told: Mapping[str, Any] = dict(normalize_gen_kwargs(drawing(gen_kwargs), default_max_gen_toks=MAX_GEN_TOKS))
+    if unknown := sorted(set(told) - ENDPOINT_DRAWS):
+        raise ChatError(f"the task draws by {', '.join(unknown)}, which an endpoint is not told: see gen_kwargs")
     drawn = {name: told[name] for name in _SAMPLING if told.get(name) is not None}
     stop = tuple(stop for stop in told["until"] if stop)[:STOPS]
     sampling = Sampling(max_tokens=told["max_gen_toks"], stop=stop, seed=wish.seed, **drawn)
@@ -118,9 +126,20 @@ def _request(wish: Wish) -> ChatRequest:
 def _completions(told: Completions) -> Any:
     if find_spec("tenacity") is None:
         raise ChatError("log-likelihoods of an endpoint need lm-eval's client: pip install tenacity")
+    import aiohttp
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-    return LocalCompletionsAPI(
+    class Quiet(LocalCompletionsAPI):  # type: ignore[misc]
+        """lm-eval's client, whose errors show every header of a request, and so the key, without these."""
+
+        async def amodel_call(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return await super().amodel_call(*args, **kwargs)
+            except aiohttp.ClientError as error:
+                raise ConnectionError(str(error) or type(error).__name__) from None
+
+    logging.getLogger("lm_eval.models.api_models").setLevel(logging.CRITICAL)  # which writes them down, too
+    return Quiet(
         base_url=f"{told.base_url.rstrip('/')}/completions",
         model=told.model,
         tokenizer=told.tokenizer,

@@ -20,9 +20,19 @@ from evals.answer import Ask, Cost
 from evals.assets import AssetError
 from evals.benchmark import ITEM_COLUMNS, Benchmark, Evidence, Scored
 from evals.lm_code import RunTests, check_contained, code_in
-from evals.lm_options import MAX_GEN_TOKS, PREFIX, TaskOptions
+from evals.lm_options import PREFIX, TaskOptions, drawing, most_tokens
 from evals.lm_tasks import Definition, build, find_definitions, version_of
-from evals.records import Aggregate, Answer, Failure, JudgeRequest, Question, Sampling, Score, Verdict
+from evals.records import (
+    LOWER_IS_BETTER,
+    Aggregate,
+    Answer,
+    Failure,
+    JudgeRequest,
+    Question,
+    Sampling,
+    Score,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -31,7 +41,6 @@ if TYPE_CHECKING:
     from evals.lm_samples import Document, Measured
 
 LIKE_LM_EVAL = ":lm_eval"  # ends the name of lm-eval's own figure
-LOWER = "lower_is_better"
 
 
 class Harness:
@@ -48,6 +57,12 @@ class Harness:
     def kinds(self) -> set[str]:
         """What models are asked for: generate_until, multiple_choice, loglikelihood, loglikelihood_rolling."""
         return {str(each.config.get("output_type", "generate_until")) for each in self._definitions}
+
+    @property
+    def drawn(self) -> Mapping[str, Mapping[str, Any]]:
+        """How each task's replies are drawn, in lm-eval's words; of tasks that generate."""
+        told = {each.name: each.generation(self.options) for each in self._definitions}
+        return {name: drawing(how) for name, how in told.items() if how}
 
     @cached_property
     def tasks(self) -> dict[str, Any]:
@@ -77,12 +92,11 @@ class Harness:
         """Return how the replies to a question are drawn, as far as our own words say it."""
         definition = next(d for d in self._definitions if d.name == question.category)
         told = definition.generation(self.options)
-        most = next((told[key] for key in ("max_gen_toks", "max_new_tokens", "max_tokens") if key in told), None)
         until = told.get("until") or ()
         drawn = bool(told.get("do_sample", told.get("temperature")))
         return Sampling(
             temperature=float(told.get("temperature") or 0.0) if drawn else 0.0,
-            max_tokens=int(most or MAX_GEN_TOKS) if told else 1,
+            max_tokens=most_tokens(told) if told else 1,
             stop=(until,) if isinstance(until, str) else tuple(until),
         )
 
@@ -117,16 +131,15 @@ class Harness:
         return requests_of(chosen, told=self.options.identity(), chat_template=chat_template)
 
     def _task(self, definition: Definition) -> Any:
+        if definition.runs_text:
+            raise AssetError(
+                f"lm_eval:{definition.name} evaluates models' texts outside the sandbox, so it is refused: leave it out"
+            )
         if not definition.config.get("unsafe_code"):
-            if definition.runs_text:
-                raise AssetError(
-                    f"lm_eval:{definition.name} evaluates models' texts outside the sandbox, so it is refused: "
-                    "leave it out"
-                )
             return build(definition, self.options)
         if self._run_tests is None:
             raise AssetError(f"lm_eval:{definition.name} runs models' code, and there is no sandbox to run it in")
-        self._run_tests(["pass"])  # raises, and says why, where this machine cannot isolate anything
+        self._run_tests([("pass", "pass")])  # raises, and says why, where this machine cannot isolate anything
         with code_in(self._run_tests):
             task = build(definition, self.options)
         check_contained(task, definition.name)
@@ -209,10 +222,7 @@ def _measured_already(_question: Question, _answers: Sequence[Answer]) -> Verdic
 
 
 def score(evidence: Evidence) -> Scored:
-    """Return each metric: a mean over questions as items, any other as lm-eval's own aggregate.
-
-    Of a metric of which less is better there are no items, so that no difference is taken for a gain.
-    """
+    """Return each metric: a mean over questions as items, any other as lm-eval's own aggregate."""
     import pandas as pd
 
     questions = {q.id: q.category for q in evidence.questions}
@@ -223,20 +233,22 @@ def score(evidence: Evidence) -> Scored:
     tasks = {metric: {questions.get(question) for question in of_metric} for metric, of_metric in measured}
     rows: list[tuple[object, ...]] = []
     scores: list[Score] = []
+    flags: dict[tuple[str, str, str | None, str], tuple[str, ...]] = {}
     for wanted in evidence.wanted:
         for (model, metric), aggregate in told.items():
             if model != wanted.model:
                 continue
-            if aggregate.is_mean and aggregate.higher_is_better:
+            if aggregate.is_mean:
                 values = _by_question(found.get((model, metric)))
                 for question in (q for q in questions if q in wanted.questions and questions[q] in tasks[metric]):
                     value, weight = values.get(question, (float("nan"), 1.0))
                     names = (metric, f"{metric}:{questions[question]}") if several else (metric,)
                     rows += [(model, wanted.judge, None, name, question, value, weight) for name in names]
+                    flags |= {(model, wanted.judge, None, name): _flags(aggregate) for name in names}
             else:
                 scores.append(_own_score(aggregate, wanted.judge, missing=len(wanted.questions) - aggregate.n))
     items = pd.DataFrame(rows, columns=list(ITEM_COLUMNS)).astype({"value": float, "weight": float})
-    return Scored(items, scores)
+    return Scored(items, scores, flags=flags)
 
 
 def like_lm_eval(evidence: Evidence) -> list[Score]:
@@ -271,8 +283,12 @@ def _own_score(told: Aggregate, judge: str, *, missing: int, name: str | None = 
         high=(told.value or 0.0) + (spread or 0.0) if known else None,
         n=told.n,
         missing=max(0, missing),
-        flags=() if told.higher_is_better else (LOWER,),
+        flags=_flags(told),
     )
+
+
+def _flags(told: Aggregate) -> tuple[str, ...]:
+    return () if told.higher_is_better else (LOWER_IS_BETTER,)
 
 
 def _digest(task: Any) -> str:

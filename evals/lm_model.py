@@ -22,12 +22,15 @@ from lm_eval.models.utils import (
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from evals.chat import NoReply
-from evals.lm_options import MAX_GEN_TOKS
+from evals.chat import ChatError, NoReply
+from evals.lm_options import MAX_GEN_TOKS, drawing
 from evals.thinking import split_thinking
 
 if TYPE_CHECKING:
     from evals.local import LocalModel
+    from evals.replicas import Replicas
+
+_SCORED = 64  # log-likelihoods that transformers are asked for at a time: so many are lost where a run is killed
 
 Value = str | float | tuple[float, bool]
 """A text, a log-likelihood, or one and whether greedy decoding would have said the same."""
@@ -76,9 +79,9 @@ class _Prompt:
 
 
 class EngineLM(TemplateLM):  # type: ignore[misc]
-    """The model whose weights the shared engine holds now."""
+    """The model whose weights the shared engine, or its replicas, hold now."""
 
-    def __init__(self, model: LocalModel, *, strip_thinking: bool = False) -> None:
+    def __init__(self, model: LocalModel | Replicas, *, strip_thinking: bool = False) -> None:
         super().__init__()
         self.model, self.tokenizer, self.max_length = model, model.tokenizer, model.context
         self._strip_thinking = strip_thinking
@@ -141,9 +144,12 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
             if refusals:
                 yield number, refusals[0]
                 continue
+            if not mine:  # a text without tokens has no windows
+                yield number, Response(0.0)
+                continue
             prompts += [each for each in mine if isinstance(each, _Prompt)]
             waiting[number] = len(mine)
-        for at, output in self.model.complete((p.tokens, p.params) for p in prompts):
+        for at, output in self._completed(prompts):
             number = prompts[at].wish
             parts.setdefault(number, []).append(self._response(prompts[at], output))
             if len(parts[number]) == waiting[number]:
@@ -152,6 +158,22 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
                     number,
                     _summed(found) if wishes[number].instance.request_type == "loglikelihood_rolling" else found[0],
                 )
+
+    def _completed(self, prompts: Sequence[_Prompt]) -> Iterator[tuple[int, Any]]:
+        """Yield (number of the prompt, vLLM's RequestOutput).
+
+        What precedes a continuation is computed once for all that follow it; one of which the engine had a part at hand
+        already, and so no log-probabilities, is asked for again.
+        """
+        again = []
+        for at, output in self.model.complete((p.tokens, p.params) for p in prompts):
+            if prompts[at].params.prompt_logprobs is not None and (output.num_cached_tokens or 0) >= prompts[at].scored:
+                again.append(at)
+            else:
+                yield at, output
+        whole = [(prompts[at].tokens, scored_params(reuse=False)) for at in again]
+        for place, output in self.model.complete(whole):
+            yield again[place], output
 
     def generate_until(self, requests: list[Any], **_: Any) -> list[str]:
         """Return the texts that greedy or drawn decoding gives, each up to one of its stop sequences."""
@@ -203,25 +225,24 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         return ([self.prefix_token_id], after) if after[:1] != [self.prefix_token_id] else (after[:1], after[1:])
 
     def _scoring(self, number: int, context: list[int], scored: list[int]) -> _Prompt:
-        from vllm import SamplingParams
-
         most = self.max_length - 1  # the engine generates one token at least
-        params = SamplingParams(temperature=0, prompt_logprobs=1, max_tokens=1, detokenize=False)
         tokens = [*context, *scored]
-        return _Prompt(number, tokens[-most:], params, scored=len(context) - max(0, len(tokens) - most))
+        begun = max(1, len(context) - max(0, len(tokens) - most))
+        return _Prompt(number, tokens[-most:], scored_params(reuse=True), scored=begun)
 
     def _generation(self, number: int, context: str, gen_kwargs: dict[str, Any], *, seed: int) -> _Prompt | NoReply:
         from vllm import SamplingParams
 
-        told = dict(normalize_gen_kwargs(gen_kwargs, default_max_gen_toks=MAX_GEN_TOKS))
+        told = dict(normalize_gen_kwargs(drawing(gen_kwargs), default_max_gen_toks=MAX_GEN_TOKS))
         end = self.tokenizer.decode(self.eot_token_id) or self.tokenizer.eos_token
         until, most = handle_stop_sequences(told.pop("until", None), eos=end), int(told.pop("max_gen_toks"))
         if not told.pop("do_sample", False):
             told["temperature"] = 0.0  # which lm-eval 0.4.13 leaves out here, and vLLM's default would draw
         if most >= self.max_length:
             message = (
-                f"the task asks for replies of up to {most} tokens and the engine holds {self.max_length} with the "
-                "prompt: raise engine.max_model_len, or lower it by the task's gen_kwargs: {max_gen_toks: …}"
+                f"the task asks for replies of up to {most} tokens and this model holds {self.max_length} with the "
+                "prompt: lower it by the task's gen_kwargs: {max_gen_toks: …}, or, if the model was made for more, "
+                "raise engine.max_model_len and run again with --retry-failed"
             )
             return NoReply("context_length", message, 1)
         tokens, most = maybe_truncate(
@@ -231,7 +252,14 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         how: dict[str, Any] = {"skip_special_tokens": False, "spaces_between_special_tokens": False} | told
         if told.get("temperature", 1.0):
             how["seed"] = seed
-        return _Prompt(number, tokens, SamplingParams(max_tokens=most, stop=stops, **how), until=tuple(until))
+        try:
+            params = SamplingParams(max_tokens=most, stop=stops, **how)
+        except (TypeError, ValueError) as error:
+            raise ChatError(
+                f"the engine cannot draw replies by {told}: {error}. Change it by the task's option gen_kwargs, or "
+                "take backend: hf"
+            ) from error
+        return _Prompt(number, tokens, params, until=tuple(until))
 
     def _response(self, prompt: _Prompt, output: Any) -> Response:
         if prompt.params.prompt_logprobs is None:
@@ -240,11 +268,22 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
             text = postprocess_generated_text(text, list(prompt.until), None)
             finish = "length" if said.finish_reason == "length" else "stop"
             return Response(text, finish, len(prompt.tokens), len(said.token_ids), thinking)
-        pairs = zip(prompt.tokens[prompt.scored :], output.prompt_logprobs[prompt.scored :], strict=True)
+        wanted = prompt.tokens[prompt.scored :]
+        found_of = output.prompt_logprobs[-len(wanted) :] if wanted else []  # of what was at hand there may be none
+        pairs = zip(wanted, found_of, strict=True)
         scored = [(token, {each: entry.logprob for each, entry in found.items()}) for token, found in pairs]
         total = float(sum(found[token] for token, found in scored))
         greedy = all(max(found, key=found.__getitem__) == token for token, found in scored)
         return Response((total, greedy), prompt_tokens=len(prompt.tokens))
+
+
+def scored_params(*, reuse: bool) -> Any:
+    """Return how the engine is told to score a prompt; with ``reuse``, less what it has at hand of its beginning."""
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        temperature=0, prompt_logprobs=1, max_tokens=1, detokenize=False, skip_reading_prefix_cache=not reuse
+    )
 
 
 def _summed(windows: Sequence[Response]) -> Response:
@@ -274,19 +313,30 @@ class TransformersLM:
         return str(self._lm.apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt))
 
     def respond(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Response | NoReply]]:
-        """Yield the responses batch by batch."""
-        yield from in_batches(self._lm, wishes, at_once=self._at_once)
+        """Yield the responses some at a time; of log-likelihoods many, since lm-eval computes a shared context once."""
+        yield from in_batches(self._lm, wishes, at_once=self._at_once, scored_at_once=max(_SCORED, self._at_once))
 
 
-def in_batches(lm: Any, wishes: Sequence[Wish], *, at_once: int) -> Iterator[tuple[int, Response | NoReply]]:
-    """Yield what one of lm-eval's own models gives, some requests of a kind at a time."""
+def in_batches(
+    lm: Any, wishes: Sequence[Wish], *, at_once: int, scored_at_once: int
+) -> Iterator[tuple[int, Response | NoReply]]:
+    """Yield what one of lm-eval's own models gives, some requests of a kind at a time.
+
+    Raises ChatError where it cannot be asked so, as by a word of gen_kwargs that it does not know.
+    """
     by_kind: dict[str, list[int]] = {}
     for number, wish in enumerate(wishes):
         by_kind.setdefault(wish.instance.request_type, []).append(number)
     for kind, numbers in by_kind.items():
-        for begun in range(0, len(numbers), at_once):
-            batch = numbers[begun : begun + at_once]
-            values = getattr(lm, kind)([wishes[number].instance for number in batch], disable_tqdm=True)
+        step = at_once if kind == "generate_until" else scored_at_once
+        for begun in range(0, len(numbers), step):
+            batch = numbers[begun : begun + step]
+            try:
+                values = getattr(lm, kind)([wishes[number].instance for number in batch], disable_tqdm=True)
+            except (AssertionError, TypeError, ValueError) as error:
+                raise ChatError(
+                    f"lm-eval's {type(lm).__name__} cannot be asked so: {error}. See the task's option gen_kwargs"
+                ) from error
             for number, value in zip(batch, values, strict=True):
                 plain = (float(value[0]), bool(value[1])) if isinstance(value, tuple) else value
                 yield number, Response(plain)

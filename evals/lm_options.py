@@ -13,6 +13,20 @@ MAX_GEN_TOKS = 256
 """How many tokens a reply may have where a task does not say: lm-eval's own default."""
 
 BACKENDS = ("engine", "hf")
+
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""How a task may call the most tokens of a reply; of several the first counts."""
+
+ENGINE_DRAWS = frozenset({
+    *LENGTHS, "until", "do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "min_tokens", "stop_token_ids", "bad_words", "ignore_eos",
+})  # fmt: skip
+"""What the engine can be told of how replies are drawn."""
+
+ENDPOINT_DRAWS = frozenset({*LENGTHS, "until", "do_sample", "temperature", "top_p", "top_k", "repetition_penalty"})
+"""What an endpoint is told."""
+
+_AS_WITHOUT = {"num_beams": 1, "num_return_sequences": 1}  # as if nothing were said
 _WHOLE = ("num_fewshot", "fewshot_seed", "batch_size")
 _TEXTS = ("system_instruction", "fewshot_split")
 _SWITCHES = ("apply_chat_template", "fewshot_as_multiturn")
@@ -33,7 +47,7 @@ class TaskOptions:
     fewshot_seed: int = 1234
     fewshot_split: str | None = None  # None: the task's own
     data: str | Mapping[str, str] | None = None  # a folder, a file, or files by split; None: from the hub
-    backend: str = "engine"  # or hf: transformers, slow and exact
+    backend: str = "engine"  # or hf: transformers, slow and exact, in a version of its own
     batch_size: int = 1  # of the backend hf
 
     def __post_init__(self) -> None:
@@ -67,5 +81,15 @@ class TaskOptions:
 
     def identity(self) -> dict[str, Any]:
         """Return what of it changes a score."""
-        apart = ("data", "backend", "batch_size")
+        apart = ("data", "batch_size", *(["backend"] if self.backend == "engine" else []))
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in apart}
+
+
+def most_tokens(told: Mapping[str, Any]) -> int:
+    """Return how many tokens a reply may have that is drawn so."""
+    return int(next((told[name] for name in LENGTHS if told.get(name) is not None), MAX_GEN_TOKS))
+
+
+def drawing(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how replies are drawn, less what says nothing: no value, or one beam."""
+    return {name: value for name, value in told.items() if value is not None and _AS_WITHOUT.get(name) != value}

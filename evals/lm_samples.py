@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from evals.answer import Ask, Cost, item_seed
 from evals.chat import NoReply, Reply
+from evals.lm_needs import make_repeatable
 from evals.records import Aggregate, Answer, Failure, Measure
 
 if TYPE_CHECKING:
     from evals.lm_model import Responder, Response, Value
 
+_NOTHING_ASKED = NoReply("bad_request", "the task makes no request of this document: it has no choices, or no text", 0)
 BOOTSTRAP = 1_000  # draws of lm-eval's standard error where a metric has no formula; its command line takes 100,000
 
 
@@ -94,6 +96,8 @@ def answers(
         wishes += [Wish(instance, item_seed(ask.seed, number)) for number, instance in enumerate(copies)]
         places += [(at, number) for number in range(len(copies))]
     lacking = Counter(at for at, _ in places)
+    for ask in (ask for at, ask in enumerate(wanted) if not lacking[at]):
+        yield _record(ask, [_NOTHING_ASKED], identity=identity, cost=cost, seconds=0.0)
     came: dict[int, dict[int, Response | NoReply]] = defaultdict(dict)
     begun = time.perf_counter()
     for number, response in model.respond(wishes):
@@ -108,7 +112,9 @@ def _record(
     ask: Ask, came: Sequence[Response | NoReply], *, identity: str, cost: Cost, seconds: float
 ) -> Answer | Failure:
     q = ask.question
-    prices = [cost(_reply(each, seconds)) for each in came]
+    # Of log-likelihoods by an endpoint nobody counts the tokens: what these cost is not known, and is not 0.
+    counted = [each for each in came if isinstance(each, NoReply) or each.prompt_tokens]
+    prices = [cost(_reply(each, seconds)) for each in counted]
     paid = [dollars for dollars in prices if dollars is not None]
     total = sum(paid) if paid else None
     refused = next((each for each in came if isinstance(each, NoReply)), None)
@@ -168,8 +174,10 @@ def measure(found: Sequence[tuple[Document, Answer]]) -> Measured:
     """Return what the tasks' metrics make of one model's answers; lm-eval's aggregate is over all that are given.
 
     A metric is a mean over questions where lm-eval's aggregate equals the weighted mean of its values: a list of
-    numbers counts as its mean with the list's length as weight. Only those have values a question.
+    numbers counts as its mean with the list's length as weight, and of brier_score and bits_per_byte a question's part
+    in the mean is computed. Only those have values a question.
     """
+    make_repeatable()
     raw: dict[str, list[tuple[Answer, Any]]] = defaultdict(list)
     tasks: dict[str, Any] = {}
     for document, answer in found:
@@ -180,8 +188,9 @@ def measure(found: Sequence[tuple[Document, Answer]]) -> Measured:
     for metric, values in raw.items():
         aggregate = _aggregate(tasks[metric], metric, values)
         done.aggregates.append(aggregate)
+        combine = _aggregation(tasks[metric], metric)
         for answer, value in values if aggregate.is_mean else ():
-            number, weight = weighed(value)
+            number, weight = weighed(value, combine)
             done.measures.append(
                 Measure(
                     answer.key, metric, answer.model, answer.benchmark, answer.version, answer.question, number, weight
@@ -213,8 +222,17 @@ def _metrics(document: Document, answer: Answer) -> Iterator[tuple[str, Any]]:
             yield metric if filtered == "none" else f"{metric},{filtered}", value
 
 
-def weighed(value: Any) -> tuple[float | None, float]:
-    """Return a metric's value of one document as a number and its weight in the mean; None where it is no number."""
+def weighed(value: Any, combine: Callable[..., Any] | None = None) -> tuple[float | None, float]:
+    """Return a metric's value of one document as a number and its weight in the mean; None where it is no number.
+
+    ``combine`` is lm-eval's aggregation. A Brier score is the mean of its questions' own ones, and bits per byte are
+    −Σ log-likelihood / (Σ bytes · ln 2), which the bytes weigh.
+    """
+    named = getattr(combine, "__name__", "")
+    if named == "brier_score" and combine is not None:
+        return float(combine([value])), 1.0
+    if named == "bits_per_byte" and value[1] > 0:
+        return -float(value[0]) / (float(value[1]) * math.log(2.0)), float(value[1])
     if isinstance(value, list) and value and all(_is_number(each) for each in value):
         return sum(map(float, value)) / len(value), float(len(value))
     return (float(value), 1.0) if _is_number(value) else (None, 0.0)
@@ -228,10 +246,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _aggregate(task: Any, metric: str, values: Sequence[tuple[Answer, Any]]) -> Aggregate:
-    from lm_eval.api.metrics import mean, stderr_for_metric
+    from lm_eval.api.metrics import stderr_for_metric
 
-    name = metric.partition(",")[0]
-    combine = task.aggregation().get(name, mean)
+    name, combine = metric.partition(",")[0], _aggregation(task, metric)
     items = [value for _, value in values]
     total = float(combine(items))
     error = stderr_for_metric(metric=combine, bootstrap_iters=BOOTSTRAP)
@@ -245,13 +262,20 @@ def _aggregate(task: Any, metric: str, values: Sequence[tuple[Answer, Any]]) -> 
         value=total if math.isfinite(total) else None,
         stderr=float(stderr) if stderr is not None and math.isfinite(stderr) else None,
         n=len(items),
-        is_mean=_is_mean(items, total),
+        is_mean=_is_mean(items, total, combine),
         higher_is_better=bool(task.higher_is_better().get(name, True)),
     )
 
 
-def _is_mean(items: Iterable[Any], total: float) -> bool:
-    pairs = [weighed(item) for item in items]
+def _aggregation(task: Any, metric: str) -> Callable[..., Any]:
+    from lm_eval.api.metrics import mean
+
+    found: Callable[..., Any] = task.aggregation().get(metric.partition(",")[0], mean)
+    return found
+
+
+def _is_mean(items: Iterable[Any], total: float, combine: Callable[..., Any]) -> bool:
+    pairs = [weighed(item, combine) for item in items]
     if any(value is None for value, _ in pairs):
         return False
     weights = sum(weight for _, weight in pairs)

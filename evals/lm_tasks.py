@@ -6,12 +6,14 @@ else of it changes. Code that comes with data (``trust_remote_code``) is never r
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -19,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from evals.assets import AssetError
+from evals.lm_needs import lacking_package, lacking_words
 from evals.lm_options import TaskOptions
 
 _NAMED = re.compile(
     rb"^[\"']?(?:task|group)[\"']?:[ \t]*[\"']?([^\s\"'#\[{-][^\s\"'#]*)[\"']?[ \t]*(?:#.*)?$", re.MULTILINE
 )
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-_PACKAGES = {"sentencepiece": "sentencepiece", "antlr4": "antlr4-python3-runtime==4.11", "sklearn": "scikit-learn"}
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
@@ -154,7 +156,8 @@ def _read(file: Path) -> Mapping[str, Any]:
 def version_of(definitions: Sequence[Definition], options: TaskOptions) -> str:
     """Return a version that changes with all that changes a score: definition, options, and lm-eval's own version.
 
-    It reads like ``3.0-5shot-chat-1a2b3c4d``. Local data are no part of it: they are held against the questions.
+    It reads like ``3.0-5shot-chat-1a2b3c4d``. Another backend than the engine is part of it, so that its answers are
+    not taken for the engine's. Local data are not: they are held against the questions.
     """
     metadata = definitions[0].config.get("metadata")
     own = metadata.get("version", "0") if isinstance(metadata, Mapping) else "0"
@@ -162,7 +165,9 @@ def version_of(definitions: Sequence[Definition], options: TaskOptions) -> str:
     shots = sorted({each.shots(options) for each in definitions})
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:8]
     middle = [f"{'to'.join(dict.fromkeys(map(str, (shots[0], shots[-1]))))}shot"]
-    return "-".join([str(own), *middle, *(["chat"] if options.apply_chat_template else []), digest])
+    middle += ["chat"] if options.apply_chat_template else []
+    middle += [options.backend] if options.backend != "engine" else []
+    return "-".join([str(own), *middle, digest])
 
 
 def build(definition: Definition, options: TaskOptions) -> Any:
@@ -177,16 +182,14 @@ def build(definition: Definition, options: TaskOptions) -> Any:
     datasets.disable_progress_bars()
     overrides = {**definition.given, "task": definition.name, **_local_data(definition, options)}
     try:
-        task = TaskFactory().build(TaskIndex.entry_from_path(definition.file), overrides=overrides, registry={})
+        with contextlib.redirect_stdout(sys.stderr):  # tasks print what they download, and ours is for tables
+            task = TaskFactory().build(TaskIndex.entry_from_path(definition.file), overrides=overrides, registry={})
     except ImportError as error:
-        lacking = getattr(error, "name", None) or ""
-        package = _PACKAGES.get(lacking, lacking)
-        raise AssetError(
-            f"lm_eval:{definition.name} needs a package that is not installed: {error}. "
-            + (f"pip install {package}" if package else "See the task's README in lm-eval")
-        ) from error
+        raise AssetError(lacking_package(definition.name, error)) from error
     except Exception as error:  # datasets, the hub and the task's own functions raise whatever they like
         raise AssetError(_no_data(definition, options, error)) from error
+    if lacking := lacking_words(definition.name, definition.file.parent.glob("*.py")):
+        raise AssetError(lacking)
     if getattr(task, "MULTIMODAL", False):
         raise AssetError(f"lm_eval:{definition.name} shows pictures or sounds, and models are asked in text here")
     _configure(task, definition, options)

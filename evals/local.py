@@ -18,6 +18,11 @@ from evals.chat import ChatError, ChatRequest, NoReply, Reply
 from evals.endpoint_errors import one_line
 from evals.engine import EngineSettings, shape, start_engine
 
+
+class EngineStopped(ChatError):
+    """The engine broke off while it answered; another one may go on where it stopped."""
+
+
 WINDOW = 512  # requests handed to the engine at a time: enough to fill any batch, and memory stays flat
 
 
@@ -43,11 +48,12 @@ class LocalModel:
         self.folder = folder
         self.identity = identity
         self._engine = start(folder, settings or EngineSettings())
+        self._shape = shape(folder)  # now: a merge's folder may be taken away when it has answered
         self._set_tokenizer(folder)
 
     def fits(self, folder: Path) -> bool:
         """Say whether :meth:`load` can put ``folder``'s weights here: same architecture, vocabulary and stop tokens."""
-        return self._engine is not None and shape(folder) == shape(self.folder)
+        return self._engine is not None and shape(folder) == self._shape
 
     def load(self, folder: Path, *, identity: str) -> None:
         """Swap in the weights and the chat template of ``folder``, of the same shape, and forget what was cached."""
@@ -105,7 +111,8 @@ class LocalModel:
     def chat(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[int, Reply | NoReply]]:
         """Yield what came of each request as the batch completes it; what the model cannot be asked is a NoReply.
 
-        Requests are taken as the engine has room for them. ``choices`` count before a ``schema``.
+        Requests are taken as the engine has room for them, and an iterator that ended is looked at again as long as
+        others run: it may have been filled. ``choices`` count before a ``schema``. EngineStopped, where the engine is.
         """
         running: dict[str, _Running] = {}  # by the engine's name of the request, which is its index
         waiting = iter(enumerate(requests))
@@ -160,6 +167,11 @@ class LocalModel:
         """How many tokens the engine holds of a prompt and its reply together."""
         return self._context
 
+    @property
+    def batch(self) -> int:
+        """How many requests the engine works on at a time."""
+        return int(self._engine.llm_engine.vllm_config.scheduler_config.max_num_seqs)
+
     def _enter(self, name: str, request: ChatRequest) -> _Running | NoReply:
         """Hand a request to the engine, or say why it cannot be asked."""
         import jinja2
@@ -186,7 +198,7 @@ class LocalModel:
         except Exception as error:
             running.clear()  # there is nothing left to abort, and the next candidate needs a new engine
             self.close()
-            raise ChatError(
+            raise EngineStopped(
                 f"the engine stopped while {self.folder} was answering ({type(error).__name__}: "
                 f"{one_line(str(error))}); run the same command again: what is stored is kept"
             ) from error

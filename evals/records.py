@@ -157,11 +157,16 @@ class ItemScore:
     weight: float = 1.0  # of this question in the metric's mean
 
 
+LOWER_IS_BETTER = "lower_is_better"
+"""The flag of a score of which less is better, such as a perplexity."""
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """A metric over all questions with its 95 % interval; ``value`` is None when every question is missing.
 
-    ``n`` counts the questions that the value rests on, ``missing`` those without an answer or a verdict.
+    ``n`` counts the questions that the value rests on, ``missing`` those without an answer or a verdict. More is better
+    unless ``flags`` hold LOWER_IS_BETTER.
     """
 
     model: str

@@ -6,38 +6,42 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from evals.budget import usd
 from evals.records import Outcome, Trial
 from evals.winner import Gain, gain
 from fuseval.asking import Asked
 from fuseval.judging import judge_all
+from fuseval.metering import check_caps
+from fuseval.models import Candidate, inputs
 from fuseval.pipeline import answer_all, answer_stage
+from fuseval.rungs import ask_rung, decide, lacks, settle
 from fuseval.scoring import score
 from fuseval.searching import Past, Searcher
 from fuseval.space import Point
 from fuseval.study import Plan, count, place
 from fuseval.suggesting import Known
-from fuseval.trials import DROPPED, FAILED, FINISHED, HOLDOUT, RUNNING, SEARCH, Ablation, run_trial, score_on, unwritten
+from fuseval.trials import HOLDOUT, SEARCH, Ablation, score_on, unwritten
+from fuseval.turns import DROPPED, FAILED, FINISHED, RUNNING, following, turn
 from results.study_queries import earlier_trials
-
-
-class CapReached(Exception):
-    """The study stopped before its end, at a cap that the file sets; the message says which and how to go on."""
 
 
 def ablate(plan: Plan) -> Ablation:
     """Do what is left of a study: its references, its trials, and what its winner is worth on held-out questions.
 
-    Raises CapReached at a cap of its own, and BudgetReached at the experiment's.
+    Raises CapReached at a cap of its own, and BudgetReached at the experiment's; what failed before is asked again.
     """
     ablation = Ablation(plan)
     if plan.record.id not in {study.id for study in plan.run.ledger.studies()}:
         plan.run.ledger.add(plan.record)
         plan.run.ledger.flush()  # what was there before it may seed it
-    score_references(ablation)
     searcher = _searcher(ablation)
+    plan.run.engines.spare = 1 if plan.ahead else 0  # where the next merge is known, it is made while one answers
+    _prepare_first(ablation, searcher)
+    score_references(ablation)
+    mend(ablation)
     while (trial := next_trial(ablation, searcher)) is not None:
-        run_trial(ablation, trial)
+        check_caps(plan.file.ablation.caps, ablation.trials)
+        ask_rung(ablation, trial, rung=trial.rung + 1, after=_following(ablation, searcher, trial))
+    settle(ablation)
     hold_out(ablation)
     for one in plan.search:
         score(plan.run.ledger, asset=plan.run.asset, benchmark=place(one), against=plan.run.base.id)
@@ -49,7 +53,7 @@ def score_references(ablation: Ablation) -> None:
     plan, done = ablation.plan, ablation.outcomes()
     models = {**ablation.run.models, plan.base.name: replace(plan.base, evaluate=True)}
     run = replace(ablation.run, models=models, given=plan.search)
-    if not all(c.id in done and run.is_answered(c) for c in run.candidates):
+    if not all(c.id in done and run.is_answered(c) and not lacks(done[c.id]) for c in run.candidates):
         answer_stage(run)
         judge_all(run)
         for candidate in run.candidates:
@@ -60,29 +64,65 @@ def score_references(ablation: Ablation) -> None:
 
 
 def next_trial(ablation: Ablation, searcher: Searcher | None) -> Trial | None:
-    """Return the trial to go on with, or the next to begin; None where there is nothing left to try."""
-    plan, trials = ablation.plan, ablation.trials
-    if waiting := [trial for trial in trials if trial.state == RUNNING]:
-        return waiting[0]
+    """Return the trial to go on with, or a new one, which is not stored yet; None where nothing is left to try."""
+    return turn(
+        lambda: ablation.trials,
+        begin=lambda: _begun(ablation, searcher, ablation.trials),
+        decide=lambda waiting: decide(ablation, waiting),
+    )
+
+
+def mend(ablation: Ablation) -> None:
+    """Ask again what failed in finished trials; what failed for good is left, unless that is wanted."""
+    found = ablation.outcomes()
+    for trial in ablation.trials:
+        if trial.state == FINISHED and lacks(found[trial.model]):
+            ask_rung(ablation, trial, rung=len(ablation.plan.rungs))
+
+
+def _begun(ablation: Ablation, searcher: Searcher | None, trials: Sequence[Trial]) -> Trial | None:
+    """Return a new trial; None where there is no other point, or where it depends on trials that still run."""
+    plan, points = ablation.plan, ablation.plan.file.ablation.points
     if plan.most_trials is not None and len(trials) >= plan.most_trials:
         return None
-    _check_caps(ablation, trials)
-    points = plan.file.ablation.points
-    point: Point | None = searcher.ask(past(ablation)) if searcher else (points or [])[len(trials)]
+    if not plan.ahead and any(trial.state == RUNNING for trial in trials):
+        return None
+    point: Point | None = searcher.ask(_history(ablation, trials)) if searcher else (points or [])[len(trials)]
     if point is None:
         return None
     params = json.dumps(dict(point), ensure_ascii=False)
-    trial = Trial(plan.record.id, len(trials), "", params, RUNNING, 0, 0, 0.0, 0.0, 0.0, None)
-    trial = replace(trial, model=ablation.candidate(trial).id)
-    plan.run.ledger.add(trial)
-    plan.run.ledger.flush()
-    return trial
+    trial = Trial(plan.record.id, len(trials), "", params, RUNNING, 0, 0, 0.0, 0.0, 0.0, 0.0)
+    return replace(trial, model=ablation.candidate(trial).id)
+
+
+def _prepare_first(ablation: Ablation, searcher: Searcher | None) -> None:
+    """Begin to merge the first trial, which the engine's start and the references' answers leave time for."""
+    if ablation.trials or (trial := _begun(ablation, searcher, ())) is None:
+        return
+    candidate = ablation.candidate(trial)
+    folders = [ablation.run.models[name].folder for name in inputs(candidate, ablation.run.models)]
+    run = replace(ablation.run, given=ablation.plan.rungs[0])
+    if all(folder and folder.exists() for folder in folders) and not run.is_answered(candidate):
+        run.engines.prepare(candidate)
+
+
+def _following(ablation: Ablation, searcher: Searcher | None, trial: Trial) -> Candidate | None:
+    """Return the merge that is asked after this trial, where that is known already."""
+    if not ablation.plan.ahead:
+        return None
+    trials = [t for t in ablation.trials if t.number != trial.number] + [trial]
+    after = following(trials, trial, begin=lambda: _begun(ablation, searcher, trials))
+    return ablation.candidate(after) if after else None
 
 
 def past(ablation: Ablation) -> list[Past]:
     """Return the trials so far as a search knows them."""
+    return _history(ablation, ablation.trials)
+
+
+def _history(ablation: Ablation, trials: Sequence[Trial]) -> list[Past]:
     found = ablation.outcomes()
-    return [_past(trial, found.get(trial.model)) for trial in ablation.trials]
+    return [_past(trial, found.get(trial.model)) for trial in sorted(trials, key=lambda t: t.number)]
 
 
 def _past(trial: Trial, outcome: Outcome | None) -> Past:
@@ -132,28 +172,14 @@ def _searcher(ablation: Ablation) -> Searcher | None:
     return Searcher(plan.space, search.kind, search.seed, objectives=objectives, earlier=tuple(earlier))
 
 
-def _check_caps(ablation: Ablation, trials: Sequence[Trial]) -> None:
-    caps = ablation.plan.file.ablation.caps
-    dollars = sum(trial.dollars or 0.0 for trial in trials)
-    if caps.dollars is not None and dollars >= caps.dollars:
-        raise CapReached(
-            f"{len(trials)} trials cost {usd(dollars)}, and ablation.caps.dollars is {caps.dollars:g}: raise it to go "
-            "on"
-        )
-    hours = sum(trial.making + trial.answering + trial.judging for trial in trials) / 3600
-    if caps.hours is not None and hours >= caps.hours:
-        raise CapReached(
-            f"{len(trials)} trials took {hours:.2f} hours, and ablation.caps.hours is {caps.hours:g}: raise it to go on"
-        )
-
-
 def hold_out(ablation: Ablation) -> None:
     """Have the base and the winner answer the questions that the search did not see, and store what they are worth."""
     plan, best = ablation.plan, ablation.best
     if best is None or not count(plan.holdout):
         return
     candidate = ablation.candidate(best)
-    if {plan.base.id, plan.run.base.id, best.model} <= ablation.outcomes(HOLDOUT).keys():
+    done = ablation.outcomes(HOLDOUT)
+    if all(model in done and not lacks(done[model]) for model in (plan.base.id, plan.run.base.id, best.model)):
         return
     asked = tuple(one for one in plan.holdout if one.questions)
     others = {name: replace(c, evaluate=False) for name, c in plan.run.models.items()}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from fuseval.config import ConfigError, did_you_mean, read_mapping, validated
+from fuseval.config import ConfigError, did_you_mean, read_mapping, validated, with_task_files
 from fuseval.experiment import Experiment
 from fuseval.mistakes import mistakes
 from fuseval.searching import SearchError, check_search
@@ -29,11 +29,17 @@ class SearchSpec(Strict):
 
 
 class ScoreSpec(Strict):
-    """One stored score: a metric of one of the experiment's benchmarks that is a mean over its questions."""
+    """One stored score: a metric of one of the experiment's benchmarks that is a mean over its questions.
+
+    Where the benchmark says that less of it is better, it counts with the minus sign, whatever its weight's.
+    """
 
     benchmark: str  # as it is named in `benchmarks`
     metric: str
     judge: str | None = None  # a judge or panel by name; None: the one that there is, or the check
+
+
+_Score = TypeVar("_Score", bound=ScoreSpec)
 
 
 class WeightedScore(ScoreSpec):
@@ -128,7 +134,7 @@ def load_ablation(file: Path) -> AblationFile:
 
 def checked_ablation(given: dict[str, Any], file: Path) -> AblationFile:
     """Return what was read from ``file``, checked as :func:`load_ablation` does."""
-    read = validated(AblationFile, given, file)
+    read = _with_task_files(validated(AblationFile, given, file), file)
     found = [*mistakes(read, file.parent), *_mistakes(read)]
     lines = [f"{text} ({place} in {file.name})" for place, text in found]
     try:
@@ -150,12 +156,28 @@ def checked_ablation(given: dict[str, Any], file: Path) -> AblationFile:
     return read
 
 
+def _with_task_files(read: AblationFile, file: Path) -> AblationFile:
+    """Return the file with those of its lm-eval tasks named in full, in what the block says of them too."""
+    found = with_task_files(read, file)
+    full = {was.name: spec.name for was, spec in zip(read.benchmarks, found.benchmarks, strict=True)}
+
+    def told(score: _Score) -> _Score:
+        return score.model_copy(update={"benchmark": full.get(score.benchmark, score.benchmark)})
+
+    given = found.ablation
+    objective = [one.model_copy(update={"scores": [told(score) for score in one.scores]}) for one in given.objective]
+    changed = {"objective": objective, "constraints": [told(score) for score in given.constraints]}
+    return found.model_copy(update={"ablation": given.model_copy(update=changed)})
+
+
 def _mistakes(read: AblationFile) -> Iterator[tuple[str, str]]:
     """Yield the place and the text of what the block says of things that are not in the experiment."""
     given = read.ablation
     known = [model.name for model in read.models]
     known += [target.name for target in read.fusion.targets] + [merge.name for merge in read.fusion.merges]
     endpoints = {model.name for model in read.models if model.endpoint}
+    if read.engine.kind == "endpoints":
+        yield "engine.kind", "a study's merges are served by nobody: take kind local or ray for them"
     named = [("base", read.merged_onto), *((f"sources[{i}]", name) for i, name in enumerate(given.sources))]
     for place, name in named:
         if name not in known:
@@ -172,6 +194,9 @@ def _mistakes(read: AblationFile) -> Iterator[tuple[str, str]]:
             more = did_you_mean(score.benchmark, benchmarks)
             text = f"no benchmark is called {score.benchmark!r} here; there are {', '.join(benchmarks)}.{more}"
             yield f"{place}.benchmark", text
+        if benchmarks.count(score.benchmark) > 1:
+            text = f"{score.benchmark!r} stands in benchmarks twice, with other options, and a score cannot tell which"
+            yield f"{place}.benchmark", f"{text}: a study of each is two files"
         if score.judge is not None and score.judge not in judges:
             there = ", ".join(judges) or "none"
             yield f"{place}.judge", f"no judge is called {score.judge!r} here; there are {there}"

@@ -125,8 +125,7 @@ def fuse(
 
         made = [c for c in session.models.values() if c.target or c.merge]
         fuse_stage(session, made)
-    if not session.helps:
-        say(*(f"{candidate.name}: {candidate.folder}" for candidate in made))
+    say(*(f"{candidate.name}: {candidate.folder}" for candidate in made))
 
 
 @app.command()
@@ -188,13 +187,14 @@ def ablate(
         bool, typer.Option("--leave-one-out", help="Try the best recipe without each of its sources.")
     ] = False,
     add: Annotated[str | None, typer.Option(help="Try the best recipe with this model as one source more.")] = None,
+    retry_failed: RetryFailed = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Search for the best merge: propose, merge in memory, answer, judge, score, and propose again."""
     from fuseval.studying import Wanted, study
 
-    chosen = Choices.of(limit, None, budget=budget, retry_failed=False)
+    chosen = Choices.of(limit, None, budget=budget, retry_failed=retry_failed)
     wanted = Wanted(suggest, promote, keep, leave_one_out, add, dry_run)
     with errors(), running("ablate", file, ledger, chosen, dry_run=wanted.only_looks, load=_load_ablation) as session:
         told = study(session, wanted)
@@ -206,7 +206,11 @@ def ablate(
     if told.stopped:
         fail(told.stopped, code=4)
     if told.coverage < session.experiment.coverage:
-        fail(f"coverage {told.coverage:.1%} is below {session.experiment.coverage:.1%}", code=3)
+        fail(
+            f"coverage {told.coverage:.1%} is below {session.experiment.coverage:.1%}; the same command asks for what "
+            "is missing, with --retry-failed also for what was refused, filtered or too long",
+            code=3,
+        )
 
 
 @app.command()
@@ -304,10 +308,9 @@ def doctor(
         from fuseval.config import load_experiment
         from fuseval.doctor import diagnose
 
-        models = load_experiment(experiment).models if experiment else []
-        endpoints = [
-            (m.name, m.endpoint.base_url, m.endpoint.model, m.endpoint.api_key_env) for m in models if m.endpoint
-        ]
+        read = load_experiment(experiment) if experiment else None
+        asked = [(m.name, read.endpoint_of(m)) for m in read.models] if read else []
+        endpoints = [(name, e.base_url, e.model, e.api_key_env) for name, e in asked if e]
         found = diagnose(
             cache=cache_folder() / "assets", mirror=mirror_folder(), endpoints=endpoints, environ=os.environ
         )

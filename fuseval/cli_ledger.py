@@ -133,8 +133,8 @@ def report(
         list[str] | None,
         typer.Option(
             metavar="NAME[=MODELS]",
-            help="Print a published leaderboard's models among the others: alpaca_eval, arena_hard, or only those that "
-            "a pattern picks, as in alpaca_eval='*Llama-3*'.",
+            help="Show a published leaderboard's models among the others, in a table or on the page -o: alpaca_eval, "
+            "arena_hard, or only those that a pattern picks, as in alpaca_eval='*Llama-3*'.",
         ),
     ] = None,
     leaderboard_rows: Annotated[

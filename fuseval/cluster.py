@@ -21,7 +21,7 @@ from typing import Any
 from fuseval.config import ConfigError
 
 ROOMS = ("fuseval", "fusion", "evals", "judges", "results", "reports")
-_ATTEMPTS = 3  # at starting a cluster here: Ray gives itself 30 s, which a busy machine may exceed
+_ATTEMPTS = 5  # at starting a cluster here: Ray gives itself 30 s, which a busy machine may exceed
 NO_RAY = (
     "Ray is not installed, and `kind: ray` needs it: pip install 'fuseval[scale]', with the same version on every "
     "machine of the cluster"
@@ -50,11 +50,12 @@ def joined(address: str = "auto", *, cpus: int | None = None) -> Iterator[Any]:
 
 
 def _ray() -> Any:
-    # Read by Ray when it is imported or connects: no phoning home, nothing in colours, and our code even in a job
-    # that was submitted with a folder of its own.
+    # Read by Ray when it is imported or connects: no phoning home, and our code even in a job that was submitted with
+    # a folder of its own.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do by default; else it warns
+    os.environ.setdefault("RAY_worker_niceness", "0")  # of a local cluster; by default whatever else runs goes before
     try:
         import ray
     except ImportError as error:
@@ -87,13 +88,14 @@ def _connect(ray: Any, address: str, *, cpus: int | None, code: str) -> None:
                     **told,
                 )
             return
-        except (ConnectionError, ValueError) as error:
-            ray.shutdown()
-            raise ConfigError(_none_there(address, error)) from error
         except Exception as error:  # a bare Exception: it timed out while starting
             ray.shutdown()
+            if address != "local" and isinstance(error, ConnectionError | ValueError):
+                raise ConfigError(_none_there(address, error)) from error
             if address != "local" or attempt == _ATTEMPTS:
-                raise ConfigError(f"Ray cannot start at {address!r}: {error} (its logs: /tmp/ray)") from error
+                raise ConfigError(
+                    f"Ray cannot start at {address!r}: {error}; its logs are under its session_latest/logs"
+                ) from error
             time.sleep(attempt)
 
 

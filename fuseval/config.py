@@ -21,6 +21,7 @@ from evals.lm_options import PREFIX
 from fuseval.experiment import Experiment
 
 _Model = TypeVar("_Model", bound=BaseModel)
+_Experiment = TypeVar("_Experiment", bound=Experiment)
 
 
 class ConfigError(ValueError):
@@ -31,28 +32,31 @@ def load_experiment(file: Path) -> Experiment:
     """Read and check ``file`` wholly; raises ConfigError with one line for each mistake."""
     from fuseval.mistakes import mistakes
 
-    experiment = _files_of_tasks(validated(Experiment, read_mapping(file, "experiment file"), file), file.parent)
+    experiment = with_task_files(validated(Experiment, read_mapping(file, "experiment file"), file), file)
     if found := [f"{text} ({place} in {file.name})" for place, text in mistakes(experiment, file.parent)]:
         raise ConfigError("\n".join(found))
     return experiment
 
 
-def _files_of_tasks(experiment: Experiment, folder: Path) -> Experiment:
-    """Return the experiment with the files of its lm-eval tasks, which are looked for in ``folder``, named in full."""
+def with_task_files(experiment: _Experiment, file: Path) -> _Experiment:
+    """Return the experiment with the files of its lm-eval tasks, which lie beside ``file``, named in full."""
 
-    def found(given: object) -> object:
+    def found(given: object, number: int) -> object:
         if isinstance(given, str):
-            return str(locate(given, beside=folder))
-        return {split: found(file) for split, file in given.items()} if isinstance(given, Mapping) else given
+            try:
+                return str(locate(given, beside=file.parent))
+            except ConfigError as error:
+                raise ConfigError(f"{error} (benchmarks[{number}] in {file.name})") from None
+        return {split: found(each, number) for split, each in given.items()} if isinstance(given, Mapping) else given
 
     specs = []
-    for spec in experiment.benchmarks:
+    for number, spec in enumerate(experiment.benchmarks):
         changed: dict[str, Any] = {}
         given = spec.name.removeprefix(PREFIX)
         if spec.name.startswith(PREFIX) and given.endswith((".yaml", ".yml")):
-            changed["name"] = f"{PREFIX}{found(given)}"
+            changed["name"] = f"{PREFIX}{found(given, number)}"
         if spec.name.startswith(PREFIX) and spec.options.get("data") is not None:
-            changed["options"] = {**spec.options, "data": found(spec.options["data"])}
+            changed["options"] = {**spec.options, "data": found(spec.options["data"], number)}
         specs.append(spec.model_copy(update=changed))
     return experiment.model_copy(update={"benchmarks": specs})
 

@@ -3,74 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qs, urlsplit
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from evals.engine import EngineSettings
+from fuseval.endpoint_spec import Endpoint
+from fuseval.engine_spec import Engine
 from fuseval.strict import Name, Strict
 from fuseval.target import Target
-
-
-class PriceSpec(Strict):
-    """What an endpoint charges, in US dollars per million tokens."""
-
-    input: Annotated[float, Field(ge=0)]
-    output: Annotated[float, Field(ge=0)]
-    cached_input: Annotated[float, Field(ge=0)] | None = None  # of prompt tokens that it has at hand; None: as input
-    batch: Annotated[float, Field(ge=0)] = 0.5  # the factor on all of it in batch mode
-
-
-class Endpoint(Strict):
-    """A model behind an OpenAI-compatible server."""
-
-    model: str  # as the server calls it
-    base_url: str | None = None  # None: OpenAI's own
-    replicas: list[str] = Field(default_factory=list)  # base URLs of more servers of the very same model
-    api_key_env: str | None = None  # the NAME of the environment variable that holds the key
-    extra_body: dict[str, Any] | None = None  # fields added to every request; null drops one that we would send
-    concurrency: Annotated[int, Field(ge=1)] = 64  # requests in flight a server, at most; found by trying
-    requests_per_minute: Annotated[int, Field(ge=1)] | None = None  # None: found by trying, or told by the server
-    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
-    timeout: Annotated[float, Field(gt=0)] = 120.0  # seconds for one reply
-    max_attempts: Annotated[int, Field(ge=1)] = 5
-    mode: Literal["chat", "batch"] = "chat"  # batch: OpenAI's Batch API, at half the price, within a day
-    poll: Annotated[float, Field(gt=0)] = 60.0  # seconds between two looks at a batch
-    price: PriceSpec | None = None  # None: from the price table, which knows OpenAI's and a few others'
-    tokenizer: str | None = None  # folder of a tokenizer, for --dry-run; None: OpenAI's own, or an estimate
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _a_name(cls, given: str | None) -> str | None:
-        if given is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", given):
-            raise ValueError("api_key_env is the NAME of an environment variable, never the key: export the key there")
-        return given
-
-    @field_validator("base_url", "replicas")
-    @classmethod
-    def _urls(cls, given: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
-        for url in [given] if isinstance(given, str) else given or ():
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError(f"{info.field_name}: {url!r} must begin with http:// or https:// and name a host")
-            if set(parse_qs(parts.query)) - {"api-version"}:
-                raise ValueError(f"{info.field_name} must hold nothing behind a ?: a key is named as api_key_env")
-            if parts.username or parts.password:
-                raise ValueError(
-                    f"{info.field_name} must hold no user or password: name the key's environment variable as "
-                    "api_key_env"
-                )
-        return given
-
-    @model_validator(mode="after")
-    def _replicas_of_a_url(self) -> Endpoint:
-        if self.replicas and self.base_url is None:
-            raise ValueError("replicas are servers beside the one at base_url: give base_url too")
-        if self.replicas and self.mode == "batch":
-            raise ValueError("a batch goes to one server: leave replicas out, or mode")
-        return self
 
 
 class ModelSpec(Strict):
@@ -85,6 +25,7 @@ class ModelSpec(Strict):
     revision: str | None = None  # of the hub repository
     endpoint: Endpoint | None = None
     adapter_of: str | None = None  # the name of the model that the adapter is laid over
+    engine: Engine | None = None  # of its own, beside the experiment's
     chat_template: str | None = None  # a Jinja file that says how its chats are written; None: the model's own
     evaluate: bool = True  # false: only a judge, a base or a source
     strip_thinking: bool = False  # take <think>…</think> and the like out of its replies; they are kept beside them
@@ -98,6 +39,10 @@ class ModelSpec(Strict):
             raise ValueError(f"model {self.name!r} is an endpoint and cannot be an adapter: leave adapter_of out")
         if self.chat_template and self.endpoint:
             raise ValueError(f"model {self.name!r} is an endpoint, whose server has the chat template: leave it out")
+        if self.engine and self.endpoint:
+            raise ValueError(f"model {self.name!r} is an endpoint and runs in no engine of ours: leave engine out")
+        if self.engine and self.engine.kind == "endpoints" and self.chat_template:
+            raise ValueError(f"model {self.name!r} runs at servers, which have the chat template: leave it out")
         return self
 
 
@@ -216,19 +161,12 @@ class SamplingSpec(Strict):
     stop: list[str] | None = None
 
 
-class Engine(Strict):
-    """The vLLM engine of this machine; see evals.engine.EngineSettings for what each field means."""
+class Accelerate(Strict):
+    """How several processes train the targets together: what `accelerate launch` is told. See docs/fusing.md."""
 
-    max_model_len: Annotated[int, Field(ge=16)] = 4096
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    tensor_parallel: Annotated[int, Field(ge=1)] = 1
-    max_num_seqs: Annotated[int, Field(ge=1)] | None = None
-
-    def settings(self) -> EngineSettings:
-        """Return these as plain settings."""
-        return EngineSettings(**{f.name: getattr(self, f.name) for f in fields(EngineSettings)})
+    config: str  # a file of accelerate's; examples/accelerate has some
+    arguments: list[str] = Field(default_factory=list)  # of accelerate launch, over those of the file
+    through: list[str] = Field(default_factory=list)  # a command that starts it on every machine: [srun, …]
 
 
 class Experiment(Strict):
@@ -246,12 +184,18 @@ class Experiment(Strict):
     prices: str | None = None  # a price table of one's own; see docs/judging.md
     sampling: SamplingSpec = Field(default_factory=SamplingSpec)
     engine: Engine = Field(default_factory=Engine)
+    accelerate: Accelerate | None = None  # or the file alone; None: one process trains
     seed: Annotated[int, Field(ge=0)] = 0
     ledger: str = "fuseval.duckdb"
     report: str | None = "report.html"  # null: no page
     checkpoints: str = "checkpoints"  # where fused models are written
     coverage: Annotated[float, Field(ge=0, le=1)] = 0.95  # exit code 3 below this share of answers or verdicts
     notes: list[str] = Field(default_factory=list)  # shown at the top of the report
+
+    @field_validator("accelerate", mode="before")
+    @classmethod
+    def _the_file_alone(cls, given: Any) -> Any:
+        return {"config": given} if isinstance(given, str) else given
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -267,3 +211,10 @@ class Experiment(Strict):
     def base(self) -> str:
         """The name of the model that the others are compared with."""
         return self.baseline or self.models[0].name
+
+    def endpoint_of(self, spec: ModelSpec, *, tokenizer: str | None = None) -> Endpoint | None:
+        """Return where a model is asked over HTTP: its own endpoint, or the servers that its engine names."""
+        engine = spec.engine or self.engine
+        if spec.endpoint or engine.kind != "endpoints":
+            return spec.endpoint
+        return engine.endpoint(spec.name, tokenizer=tokenizer)

@@ -18,7 +18,7 @@ def rows(ablation: Ablation) -> list[dict[str, Any]]:
     found = trials_wide(ablation.run.ledger, study=ablation.plan.record.id)
     names = list(dict.fromkeys(name for row in found for name in row.params))
     best = {row.number for row in found if row.best}
-    order = sorted(found, key=lambda row: (row.number not in best, row.value is None, -(row.value or 0.0), row.number))
+    order = sorted(found, key=lambda r: (r.number not in best, r.comparable is None, -(r.comparable or 0.0), r.number))
     return [_row(row, names) for row in order]
 
 
@@ -69,8 +69,9 @@ def sentences(ablation: Ablation) -> Iterator[str]:
 def _row(row: TrialRow, names: list[str]) -> dict[str, Any]:
     told: dict[str, Any] = {"study": row.study_name, "number": row.number, "model": row.model_name}
     told |= {name: row.params.get(name) for name in names}
-    told |= {"state": row.state, "best": row.best, "value": row.value, "low": row.low, "high": row.high}
-    told |= {"feasible": row.feasible, "questions": row.questions}
+    low, high = row.interval
+    told |= {"state": row.state, "best": row.best, "value": row.comparable, "low": low, "high": high}
+    told |= {"estimated": row.is_estimated, "feasible": row.feasible, "questions": row.questions}
     if len(row.amounts) > 1:
         told["values"] = list(row.amounts)
     told |= {"holdout": row.holdout, "holdout_low": row.holdout_low, "holdout_high": row.holdout_high}
@@ -85,7 +86,8 @@ def _worth(row: dict[str, Any]) -> str:
         return ""
     interval = "" if row["low"] is None else f" [{row['low']:.1f}, {row['high']:.1f}]"
     broken = "" if row["feasible"] else ", breaks a constraint"
-    return f"{row['value']:.2f}{interval}{broken}"
+    about = "about " if row["estimated"] else ""
+    return f"{about}{row['value']:.2f}{interval}{broken}"
 
 
 def _gap(found: Gap) -> str:

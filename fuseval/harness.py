@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.answer import asks
 from evals.lm_harness import Harness
+from evals.lm_options import ENDPOINT_DRAWS, ENGINE_DRAWS, most_tokens
 from evals.records import Answer, Failure, Verdict
 from fuseval.config import ConfigError
 from fuseval.judging import given_up
@@ -26,6 +27,7 @@ def check_harness(run: Run) -> None:
 
 
 def _wrong(run: Run, harness: Harness, candidate: Candidate) -> Iterator[str]:
+    yield from _cannot_draw(run, harness, candidate)
     if not candidate.endpoint:
         if candidate.strip_thinking and harness.options.backend == "hf":
             yield f"{candidate.name!r} has strip_thinking, which backend hf of {harness.name} lacks: take engine"
@@ -49,6 +51,28 @@ def _wrong(run: Run, harness: Harness, candidate: Candidate) -> Iterator[str]:
             f"{harness.name} needs log-likelihoods of {candidate.name!r}, which no budget counts: leave budget out, or "
             "one of them"
         )
+
+
+def _cannot_draw(run: Run, harness: Harness, candidate: Candidate) -> Iterator[str]:
+    """Yield what of the tasks' generation_kwargs a candidate cannot be told, and replies that it cannot hold."""
+    if not candidate.endpoint and harness.options.backend == "hf":
+        return
+    known, who = (ENDPOINT_DRAWS, "endpoints are") if candidate.endpoint else (ENGINE_DRAWS, "the engine is")
+    ways = "" if candidate.endpoint else ", or take backend: hf"
+    for task, told in harness.drawn.items():
+        if unknown := sorted(set(told) - known):
+            given = ", ".join(f"{name}: {told[name]!r}" for name in unknown)
+            yield (
+                f"lm_eval:{task} draws replies by {given}, which {who} not told: say gen_kwargs: "
+                f"{{{unknown[0]}: null}} in the options of {harness.name}{ways}"
+            )
+        longest, most = run.engines.settings.max_model_len, most_tokens(told)
+        if not candidate.endpoint and most >= longest:
+            yield (
+                f"lm_eval:{task} asks {candidate.name!r} for replies of up to {most} tokens, and engine.max_model_len "
+                f"is {longest}, prompt and reply together: raise it, or say gen_kwargs: {{max_gen_toks: …}} in the "
+                f"options of {harness.name}"
+            )
 
 
 def answers(run: Run, candidate: Candidate, one: Asked) -> Iterator[Answer | Failure]:

@@ -50,7 +50,7 @@ def fuse_implicit(
             tuned = _fine_tuned(candidate, base, own, cache=cache)
             asker.ledger.add(tuned.model)
             drawn = [own_draw(target, tuned, seed=asker.seed)]
-        responses = _responses(drawn, tasks, target, models, asker)
+        responses = _responses(drawn, tasks, target, models, replace(asker, launch=candidate.launch))
         asker.engines.close()  # the training needs the memory
         return responses
 
@@ -70,6 +70,7 @@ def fuse_implicit(
             f"{candidate.data.name}; see recipe.json and data.md.\n"
         ),
         cache=cache,
+        launch=candidate.launch,
     )
 
 
@@ -115,5 +116,6 @@ def _fine_tuned(candidate: Candidate, base: Candidate, folder: Path, *, cache: P
     identity = content_key("fine-tuned", content_hash(folder, cache=cache))
     model = Model(identity, f"{candidate.name}-sft", "sft", str(folder), parent=base.id)
     return replace(
-        base, model=model, folder=folder, gguf=None, adapter=None, adapter_of=None, template=None, evaluate=False
-    )
+        base, model=model, folder=folder, endpoint=None, gguf=None, adapter=None, adapter_of=None, template=None,
+        evaluate=False,
+    )  # fmt: skip

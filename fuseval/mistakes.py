@@ -9,6 +9,7 @@ from pathlib import Path
 from evals.catalog import UnknownBenchmark, find_benchmark
 from fuseval.config import ConfigError, did_you_mean, locate
 from fuseval.experiment import Experiment, Merge, PanelSpec
+from fuseval.target import Target
 from fuseval.training import on_hub, target_params
 
 
@@ -27,6 +28,7 @@ def mistakes(experiment: Experiment, folder: Path) -> Iterator[tuple[str, str]]:
         (f"fusion.targets[{i}].data", t.data) for i, t in enumerate(experiment.fusion.targets) if not on_hub(t.data)
     ]
     files += [("prices", experiment.prices)] if experiment.prices else []
+    files += [("accelerate.config", experiment.accelerate.config)] if experiment.accelerate else []
     files += [("audit.people", experiment.audit.people)] if experiment.audit.people else []
     for i, model in enumerate(experiment.models):
         if model.endpoint and model.endpoint.tokenizer:
@@ -40,12 +42,28 @@ def mistakes(experiment: Experiment, folder: Path) -> Iterator[tuple[str, str]]:
     for place, output in (("report", experiment.report), ("ledger", experiment.ledger)):
         if output and Path(output).expanduser().is_dir():
             yield place, f"{output!r} is a folder: name a file in it"
+    yield from _wrong_engine(experiment)
     yield from _wrong_adapters(experiment, folder)
     yield from _wrong_templates(experiment, folder)
     yield from _wrong_params(experiment)
     for i, merge in enumerate(experiment.fusion.merges):
         for inside, text in _wrong_merge(merge):
             yield f"fusion.merges[{i}].{inside}", text
+
+
+def _wrong_engine(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Yield what is made here and would have to be served by servers that run already."""
+    if experiment.engine.kind == "endpoints":
+        made: list[Target | Merge] = [*experiment.fusion.targets, *experiment.fusion.merges]
+        if names := [each.name for each in made if each.evaluate]:
+            text = (
+                f"no server holds {', '.join(names)}, which are made here: take kind local or ray, and say kind "
+                "endpoints in the engine of each model that is served"
+            )
+            yield "engine.kind", text
+    engines = [experiment.engine, *(model.engine for model in experiment.models if model.engine)]
+    if len(addresses := sorted({engine.address for engine in engines if engine.kind == "ray"})) > 1:
+        yield "engine.address", f"a run joins one Ray cluster, and its engines name {' and '.join(addresses)}"
 
 
 def _not_now(name: str) -> Path:
@@ -154,6 +172,14 @@ def _wrong_templates(experiment: Experiment, folder: Path) -> Iterator[tuple[str
 
     for i, model in enumerate(experiment.models):
         if model.chat_template:
+            if experiment.endpoint_of(model):
+                yield (
+                    f"models[{i}].chat_template",
+                    (
+                        f"model {model.name!r} is asked at the servers of the experiment's engine, which have the chat "
+                        "template: leave it out, or give the model an engine of kind local"
+                    ),
+                )
             try:
                 read_template(locate(model.chat_template, beside=folder))
             except (ConfigError, RecipeError) as error:

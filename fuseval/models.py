@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 from evals.keys import content_key
 from evals.records import Coefficient, Model
 from fuseval.config import ConfigError, locate
-from fuseval.experiment import Endpoint, Experiment, Merge, ModelSpec
+from fuseval.endpoint_spec import Endpoint
+from fuseval.engine_spec import Engine
+from fuseval.experiment import Experiment, Merge, ModelSpec
+from fuseval.launching import launch_of, processes_of
 from fuseval.target import Target
 from fuseval.training import find_data, target_recipe, train
 from fusion.hashes import content_hash
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fuseval.sampling import Asker
+    from fusion.launch import Launch
 
 
 class Watch(Protocol):
@@ -52,7 +56,10 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model of the experiment: its ledger record, where its weights are or will be, or its endpoint."""
+    """A model of the experiment: its ledger record, where its weights are or will be, or its endpoint.
+
+    One that servers hold which the experiment names has both.
+    """
 
     model: Model
     evaluate: bool
@@ -64,9 +71,11 @@ class Candidate:
     target: Target | None = None
     merge: Merge | None = None
     data: Path | None = None  # a target's conversations
+    launch: Launch | None = None  # what starts the processes that train a target; None: this one trains it
     template: Template | None = None  # another chat template than its files have
     family: str | None = None  # as the experiment says; None: to be guessed
     strip_thinking: bool = False  # out of what it says, which makes another model of it
+    engine: Engine | None = None  # of its own; None: the experiment's
     stream: Stream | None = None  # where to take its weights from as long as ``folder`` is not there
 
     @property
@@ -87,10 +96,13 @@ def resolve(experiment: Experiment, *, beside: Path, cache: Path) -> dict[str, C
         there = _existing(spec, found, beside=beside, cache=cache)
         if spec.chat_template:
             there = _under_template(there, locate(spec.chat_template, beside=beside), cache=cache)
+        if there.endpoint is None:
+            served = experiment.endpoint_of(spec, tokenizer=str(there.folder))
+            there = replace(there, endpoint=served, engine=None if served else spec.engine)
         found[spec.name] = replace(there, family=spec.family)
     folder = Path(experiment.checkpoints).expanduser()
     for target in experiment.fusion.targets:
-        found[target.name] = _target(target, found, beside=beside, folder=folder, seed=experiment.seed)
+        found[target.name] = _target(target, experiment, found, beside=beside, folder=folder)
     for merge in experiment.fusion.merges:
         found[merge.name] = merge_candidate(merge, found, folder=folder)
     specs: list[ModelSpec | Target | Merge] = [
@@ -119,10 +131,18 @@ def is_at_hand(candidate: Candidate) -> bool:
     return candidate.folder is not None and (candidate.folder.exists() or candidate.gguf is not None)
 
 
-def make(candidate: Candidate, models: Mapping[str, Candidate], *, watch: Watch, asker: Asker | None = None) -> None:
+def make(
+    candidate: Candidate,
+    models: Mapping[str, Candidate],
+    *,
+    watch: Watch,
+    asker: Asker | None = None,
+    cluster: str | None = None,
+) -> None:
     """Make the candidate's weights and those that go into it, where they are missing; a stream's own are not written.
 
-    ``asker`` asks the sources of implicit fusions, and must be there for those. Raises FusionError.
+    ``asker`` asks the sources of implicit fusions, and must be there for those. ``cluster`` is the address of a Ray
+    cluster that merges; None: this process does. Raises FusionError.
     What was made before is never made again; a stopped making leaves nothing under the name.
     """
     if candidate.template:
@@ -130,7 +150,7 @@ def make(candidate: Candidate, models: Mapping[str, Candidate], *, watch: Watch,
     if candidate.folder is None or candidate.folder.exists():
         return
     for name in inputs(candidate, models):
-        make(models[name], models, watch=watch, asker=asker)
+        make(models[name], models, watch=watch, asker=asker, cluster=cluster)
     if candidate.template:
         from fusion.chat_template import with_template
 
@@ -150,9 +170,9 @@ def make(candidate: Candidate, models: Mapping[str, Candidate], *, watch: Watch,
 
         lay_over(candidate, models[candidate.adapter_of], watch=watch)
     elif candidate.merge and not candidate.stream:
-        from fuseval.merging import merge_weights
+        from fuseval.merging import Where, merge_weights
 
-        merge_weights([candidate], models, watch=watch)
+        merge_weights([candidate], models, watch=watch, where=Where(cluster))
 
 
 def merge_coefficients(candidate: Candidate) -> tuple[Coefficient, ...]:
@@ -249,12 +269,18 @@ def _from_hub(spec: ModelSpec) -> Path:
         ) from error
 
 
-def _target(target: Target, known: Mapping[str, Candidate], *, beside: Path, folder: Path, seed: int) -> Candidate:
+def _target(
+    target: Target, experiment: Experiment, known: Mapping[str, Candidate], *, beside: Path, folder: Path
+) -> Candidate:
     data = find_data(target.data, beside=beside)
-    recipe = target_recipe(target, known, data=data, seed=seed)
+    recipe = target_recipe(target, known, data=data, seed=experiment.seed)
+    processes = processes_of(experiment.accelerate, beside=beside)
+    if processes > 1:  # a batch is so many times as large
+        recipe["processes"] = processes
+    place = (folder / f"{target.name}-{content_key(recipe)[:8]}").absolute()
     return Candidate(
-        _made(target.name, target.kind, recipe, parent=known[target.base].id, folder=folder), target.evaluate,
-        (folder / f"{target.name}-{content_key(recipe)[:8]}").absolute(), target=target, data=data,
+        _made(target.name, target.kind, recipe, parent=known[target.base].id, folder=folder), target.evaluate, place,
+        target=target, data=data, launch=launch_of(experiment.accelerate, beside=beside, target=place),
     )  # fmt: skip
 
 

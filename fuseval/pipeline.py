@@ -15,7 +15,7 @@ from evals.chat import ChatModel
 from evals.records import Answer, Model, Selection
 from fuseval.asking import Asked, Judge, asked, published, stored
 from fuseval.config import ConfigError
-from fuseval.engines import Engines
+from fuseval.engines import Engines, missing_engines
 from fuseval.experiment import Experiment
 from fuseval.harness import answers, check_harness, measure_all
 from fuseval.judging import benchmark_requests, given_up, judge_all, wanted
@@ -42,7 +42,6 @@ class Run:
     only: tuple[str, ...] = ()  # ids of questions
     people: Path | None = None  # file of people's votes on answers
     retry_failed: bool = False  # ask again, too, what will most likely fail again
-    helps: bool = False  # one of several processes that train together, but the first, which does all the rest
     given: tuple[Asked, ...] | None = None  # the benchmarks with their questions; None: the experiment's
 
     @property
@@ -130,8 +129,7 @@ def check_means(run: Run) -> None:
             missing.append(f"model {c.name!r} needs its key in the environment variable {c.endpoint.api_key_env}")
         if c.endpoint and run.experiment.budget is not None and run.engines.price(c) is None:
             missing.append(unpriced(c.name, model=c.endpoint.model, base_url=c.endpoint.base_url))
-    if any(c.folder for c in asked.values()) and not find_spec("vllm"):
-        missing.append("vLLM is not installed; `fuseval doctor` says how to install it")
+    missing += missing_engines(asked.values(), run.experiment.engine)
     unmade = [c.name for c in waiting if c.target and c.folder and not c.folder.exists()]
     for package in ("trl", "datasets", "accelerate"):
         if unmade and not find_spec(package):
@@ -189,8 +187,7 @@ def fuse(run: Run, candidates: Iterable[Candidate]) -> None:
     run.ledger.add(*(candidate.model for candidate in run.models.values()))
     asker = Asker(run.ledger, run.engines, run.watch, run.experiment.seed, run.retry_failed)
     for candidate in candidates:
-        if not run.helps or candidate.target:
-            make(candidate, run.models, watch=run.watch, asker=asker)
+        make(candidate, run.models, watch=run.watch, asker=asker, cluster=run.experiment.engine.cluster)
     trained = {point.model for point in run.ledger.training()}
     for candidate in run.models.values():
         if candidate.id not in trained:

@@ -10,7 +10,8 @@ from typing import Any
 from fuseval.ablate import winner_gain
 from fuseval.config import ConfigError
 from fuseval.models import Candidate, make
-from fuseval.trials import FINISHED, Ablation
+from fuseval.trials import Ablation
+from fuseval.turns import FINISHED
 from results.study_queries import trials_wide
 
 SCORES = "scores.json"
@@ -47,7 +48,8 @@ def kept(ablation: Ablation) -> list[str]:
 def _write(ablation: Ablation, number: int, candidate: Candidate, folder: Path) -> None:
     """Write one merge with its recipe, coefficients and model card, and what it scored."""
     written = replace(candidate, stream=None, folder=folder)
-    make(written, ablation.run.models, watch=ablation.run.watch)
+    run = ablation.run
+    make(written, run.models, watch=run.watch, cluster=run.experiment.engine.cluster)
     scores = _scores(ablation, number)
     (folder / SCORES).write_text(json.dumps(scores, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     with (folder / "README.md").open("a", encoding="utf-8") as card:
@@ -74,16 +76,20 @@ def _scores(ablation: Ablation, number: int) -> dict[str, Any]:
 
 def _section(scores: dict[str, Any]) -> list[str]:
     lines = ["", "## Scores", "", f"Trial {scores['trial']} of the study {scores['study']}.", ""]
-    lines += ["| score | value | 95 % interval | questions |", "|---|---|---|---|"]
+    lines += ["| score | value | 95 % interval | questions | missing |", "|---|---|---|---|---|"]
     for part in scores["parts"]:
         if part["kind"] == "score":
-            lines.append(f"| {part['name']} | {_number(part['value'])} | {_interval(part)} | {part['n']} |")
+            lines.append(_line(part["name"], part))
     if "gain" in scores:
         for title, key in (("questions that chose it", "seen"), ("questions held out", "unseen")):
             gap = scores["gain"][key]
             if gap["value"] is not None:
-                lines.append(f"| over the base, {title} | {_number(gap['value'])} | {_interval(gap)} | {gap['n']} |")
+                lines.append(_line(f"over the base, {title}", gap))
     return [*lines, ""]
+
+
+def _line(name: str, of: dict[str, Any]) -> str:
+    return f"| {name} | {_number(of['value'])} | {_interval(of)} | {of['n']} | {of['missing']} |"
 
 
 def _interval(of: dict[str, Any]) -> str:

@@ -52,7 +52,7 @@ def report(ledger: Ledger, wanted: Wanted) -> Made:
     made = Made()
     if wanted.rows_of:
         made.text = _official_rows(ledger, wanted)
-    elif wanted.formats or wanted.differences or wanted.statements or wanted.context:
+    elif wanted.formats or wanted.differences or wanted.statements or (wanted.context and not wanted.output):
         made.text = _tables(ledger, wanted)
     if wanted.figures:
         from reports.figure_files import write_figures
@@ -67,7 +67,7 @@ def report(ledger: Ledger, wanted: Wanted) -> Made:
         from reports.html import write_page
 
         page = wanted.output or Path("report.html")
-        write_page(ledger, page, title=wanted.title or ledger.path.stem)
+        write_page(ledger, page, title=wanted.title or ledger.path.stem, context=_context(wanted.context))
         made.lines.append(f"report: {page}")
     return made
 
@@ -117,17 +117,7 @@ def _tables(ledger: Ledger, wanted: Wanted) -> str:
         "markdown": compare.to_markdown,
         "latex": compare.to_latex,
     }
-    return writers[kind](_in_order([*compared.rows, *_context(wanted.context)]))
-
-
-def _in_order(rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
-    """Put published rows among the ledger's: the best of each metric first."""
-    order = {place: number for number, place in enumerate(dict.fromkeys(map(_place, rows)))}
-    return sorted(rows, key=lambda row: (order[_place(row)], row.value is None, -(row.value or 0.0)))
-
-
-def _place(row: LeaderboardRow) -> tuple[str, ...]:
-    return (row.benchmark, row.version, row.judge_name, row.baseline_name or "", row.metric)
+    return writers[kind](compare.among(compared.rows, _context(wanted.context)))
 
 
 def _context(given: Sequence[str]) -> list[LeaderboardRow]:

@@ -117,9 +117,9 @@ def _graded(missing: Mapping[tuple[str, str], Sampled]) -> Iterator[tuple[tuple[
     yield from zip(maths, grade_all((s.answer.text, s.task.gold or "") for s in maths.values()), strict=True)
     code = iter([(key, s) for key, s in missing.items() if key not in maths])
     while some := list(islice(code, _AT_ONCE)):
-        from fusion.sandbox import run_all
+        from fusion.sandbox import judge_all
 
-        grades = grade_code([(s.answer.text, s.task.tests or "") for _, s in some], run_all)
+        grades = grade_code([(s.answer.text, s.task.tests or "") for _, s in some], judge_all)
         yield from zip((key for key, _ in some), grades, strict=True)
 
 
@@ -132,7 +132,8 @@ def _rule(task: Task) -> str | None:
 
 def _by_model(sampled: Sequence[Sampled], by: Candidate, spec: RewardSpec, asker: Asker) -> dict[str, float | None]:
     """Return the reward model's rewards by the answers' keys, each batch's stored as it comes."""
-    from fusion.rewards import RewardModel, RewardParams
+    from fusion.launch import together
+    from fusion.rewards import Rewarded, RewardParams, give_rewards
 
     assert by.folder is not None
     rewards = {reward.answer: reward.value for reward in asker.ledger.rewards(scorer=by.id)}
@@ -148,13 +149,18 @@ def _by_model(sampled: Sequence[Sampled], by: Candidate, spec: RewardSpec, asker
         asked = RewardParams(batch_size=spec.batch_size, trust_remote_code=spec.trust_remote_code)
         alike = list(left.values())
         said = [[*s.task.prompt.messages, {"role": "assistant", "content": s.answer.text}] for s, *_ in alike]
-        for batch in RewardModel(by.folder, asked)(said):
+
+        def keep(batch: list[tuple[int, Rewarded]]) -> None:
+            nonlocal done
             for number, rewarded in batch:
                 for s in alike[number]:
                     rewards[s.answer.key] = rewarded.value
                     asker.ledger.add(Reward(s.answer.key, by.id, rewarded.value, rewarded.why))
                 done += len(alike[number])
             asker.watch(stage, done, len(wanted))
+
+        give = together(give_rewards, asker.launch)
+        give(by.folder, said, asked, on_batch=keep)
     return {key: rewards[key] for key in wanted}
 
 

@@ -18,6 +18,7 @@ from judges.self_preference import family
 if TYPE_CHECKING:
     from fuseval.engines import Engines
     from fuseval.models import Candidate, Watch
+    from fusion.launch import Launch
     from fusion.preference_records import Prompt
     from results.store import Ledger
 
@@ -62,13 +63,17 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """What it takes to ask models: the ledger, the engines, who watches; seed and ``retry_failed`` as a run's."""
+    """What it takes to ask models: the ledger, the engines, who watches; seed and ``retry_failed`` as a run's.
+
+    ``launch`` starts the processes that share the work of a reward model.
+    """
 
     ledger: Ledger
     engines: Engines
     watch: Watch
     seed: int = 0
     retry_failed: bool = False
+    launch: Launch | None = None
 
 
 def draws(target: Target, models: Mapping[str, Candidate], *, seed: int) -> list[Draw]:

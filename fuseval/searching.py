@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 KINDS = ("grid", "random", "tpe", "cma_es", "nsga2")
+AHEAD = ("grid", "random")  # what is proposed does not depend on what was worth how much
 STATEFUL = ("cma_es", "nsga2")  # samplers that leave notes on the trials they proposed
 ATTEMPTS = 32  # draws until one is new and can be merged, before a space is gone through for what is left
 POPULATION = 8  # of NSGA-II: a merge costs minutes, and studies have dozens of trials
@@ -95,7 +96,8 @@ class Searcher:
         for number, past in enumerate(history):
             if not fits(self.space, past.point):
                 raise SearchError(f"trial {number} has {dict(past.point)!r}, which is no point of this space")
-            if past.values is None and not past.failed and number < len(history) // self.batch * self.batch:
+            waits = past.values is None and not past.failed and self.kind not in AHEAD
+            if waits and number < len(history) // self.batch * self.batch:
                 raise SearchError(f"trial {number} has not ended; end it before trial {len(history)} is proposed")
         if self.kind == "grid":
             return next(iter(_grid(to_json(self.space))[len(history) :]), None)

@@ -61,27 +61,27 @@ def running(
     from results.evidence import spent
     from results.snapshot import answering_requests
 
+    _refuse_launch()
     experiment = (load or load_experiment)(file)
     if chosen.budget is not None:
         experiment = experiment.model_copy(update={"budget": chosen.budget})
     models = resolve(experiment, beside=file.parent, cache=cache_folder())
     path = ledger or Path(experiment.ledger).expanduser()
     asset = locate_asset()
-    helps = _helps(command, experiment)
     with (
-        open_or_pretend(path, read_only=dry_run, elsewhere=helps) as opened,
+        open_or_pretend(path, read_only=dry_run) as opened,
         answering_requests(opened),
-        stages(silent=helps) as watch,
+        stages() as watch,
     ):
         budget = Budget(experiment.budget, spent=spent(opened))
         prices, people = (
             locate(given, beside=file.parent) if given else None
             for given in (experiment.prices, experiment.audit.people)
         )
-        engines = Engines(experiment.engine.settings(), watch, os.environ, opened, budget, prices)
+        how = experiment.engine
+        engines = Engines(how.settings(), watch, os.environ, opened, budget, prices, how.spread())
         session = Run(
             experiment, models, opened, engines, watch, asset, chosen.limit, chosen.only, people, chosen.retry_failed,
-            helps,
         )  # fmt: skip
         if dry_run:
             yield session
@@ -123,37 +123,27 @@ def storing_merges(experiment: Experiment, path: Path | None) -> Iterator[dict[s
             opened.end_run(run_id, outcome=outcome)
 
 
-def _helps(command: str, experiment: Experiment) -> bool:
-    """Tell whether this is one of the processes that accelerate launched beside the first, which alone keeps records.
-
-    ConfigError where they were launched for more than training: each would ask, and pay, for itself.
-    """
+def _refuse_launch() -> None:
+    """Raise ConfigError in a process that `accelerate launch` started: each would ask, and pay, for itself."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return False
+        return
     from fuseval.config import ConfigError
 
-    if command != "fuse":
-        raise ConfigError(
-            f"accelerate launch is for `fuseval fuse`: make the targets so, then `fuseval {command}` alone"
-        )
-    alone = [target.name for target in experiment.fusion.targets if target.kind != "explicit"]
-    if alone:
-        raise ConfigError(
-            f"{', '.join(alone)}: only targets of kind explicit are trained by several processes; make the others "
-            "first, by `fuseval fuse` without accelerate launch"
-        )
-    return os.environ.get("RANK", "0") != "0"
+    raise ConfigError(
+        "fuseval itself is not started by accelerate launch: write `accelerate: CONFIG.yaml` into the experiment, and "
+        "it launches the trainings"
+    )
 
 
 @contextlib.contextmanager
-def open_or_pretend(path: Path, *, read_only: bool, elsewhere: bool = False) -> Iterator[Ledger]:
-    """Open a ledger, made if need be; ``elsewhere``, or to look only at one that is not there, an empty one."""
+def open_or_pretend(path: Path, *, read_only: bool) -> Iterator[Ledger]:
+    """Open a ledger, made if need be; to look only at one that is not there, an empty one."""
     import tempfile
 
     from results.store import Ledger
 
     with tempfile.TemporaryDirectory() as folder:
-        pretend = elsewhere or (read_only and not path.exists())
+        pretend = read_only and not path.exists()
         with Ledger.open(Path(folder) / "empty" if pretend else path, read_only=read_only and not pretend) as opened:
             yield opened
 

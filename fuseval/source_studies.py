@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
@@ -10,7 +11,7 @@ from fuseval.ablation_file import AblationFile
 from fuseval.config import ConfigError, did_you_mean
 from fuseval.space import SOURCES, ParameterSpec
 from fuseval.trials import Ablation
-from fuseval.variant import Variant, variant
+from fuseval.variant import Variant, per_source, variant
 
 
 def leave_one_out(study: Ablation) -> AblationFile:
@@ -26,13 +27,16 @@ def leave_one_out(study: Ablation) -> AblationFile:
 def add_source(study: Ablation, name: str) -> AblationFile:
     """Return the study of a recipe without and with one more source; what is set per source is the others' mean."""
     made, known = _recipe(study), study.run.models
-    if name not in known or known[name].endpoint:
-        there = [each for each, candidate in known.items() if not candidate.endpoint]
+    if name not in known or known[name].folder is None:
+        there = [each for each, candidate in known.items() if candidate.folder is not None]
         more = did_you_mean(name, there)
         raise ConfigError(f"no model with weights is called {name!r} here; there are {', '.join(there)}.{more}")
     if name in made.sources or name == study.plan.file.merged_onto:
         raise ConfigError(f"{name!r} is in the recipe already: name another model of the file")
-    params = {key: _with_one_more(setting, len(made.sources)) for key, setting in made.params.items()}
+    params = {
+        key: _with_one_more(setting, len(made.sources)) if per_source(key, made.method) else setting
+        for key, setting in made.params.items()
+    }
     points = [{f"{SOURCES}.{name}": False}, {f"{SOURCES}.{name}": True}]
     made = Variant(made.method, params, (*made.sources, name))
     return _study(study.plan.file, made, points, what=f"add-{name}")
@@ -48,6 +52,8 @@ def _recipe(study: Ablation) -> Variant:
 
 
 def _with_one_more(setting: Any, sources: int) -> Any:
+    if isinstance(setting, Mapping):
+        return {glob: _with_one_more(inner, sources) for glob, inner in setting.items()}
     if not (isinstance(setting, list | tuple) and len(setting) == sources):
         return setting
     numbers = [value for value in setting if isinstance(value, int | float) and not isinstance(value, bool)]

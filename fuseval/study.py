@@ -17,6 +17,8 @@ from fuseval.config import ConfigError
 from fuseval.experiment import BenchmarkSpec
 from fuseval.models import Candidate
 from fuseval.pipeline import Run
+from fuseval.prices import unpriced
+from fuseval.searching import AHEAD
 from fuseval.space import Space, to_json
 
 TRIALS = 32  # of a search that is no grid, where nobody says how many
@@ -72,6 +74,12 @@ class Plan:
         return Study(identity, self.file.title, base, sources, space, objective, search, given.search.seed)
 
     @property
+    def ahead(self) -> bool:
+        """Whether points do not depend on what trials before them were worth: whole rungs are raced together."""
+        given = self.file.ablation
+        return given.points is not None or given.search.kind in AHEAD
+
+    @property
     def most_trials(self) -> int | None:
         """How many trials the study has at most; None: as many as the grid has points."""
         given = self.file.ablation
@@ -112,6 +120,9 @@ def plan_study(file: AblationFile, run: Run) -> Plan:
     """Return what the file says, with its questions parted; raises ConfigError where there are too few of them."""
     given = file.ablation
     whole = _whole(file, run)
+    _check_backends(run, whole)
+    if given.caps.dollars is not None and (unknown := unpriced_judges(run)):
+        raise ConfigError("\n".join(f"ablation.caps.dollars cannot hold: {text}" for text in unknown))
     # A large benchmark of which a few questions are asked takes no more of them than those few.
     held = _shares(
         given.holdout,
@@ -140,6 +151,16 @@ def plan_study(file: AblationFile, run: Run) -> Plan:
         holdout.append(replace(one, questions=apart))
         search.append(replace(one, questions=spread(rest, limit, seed=spec.seed)))
     return Plan(file, run, file.space, tuple(search), tuple(holdout), tuple(_rungs(file, search)))
+
+
+def unpriced_judges(run: Run) -> list[str]:
+    """Return, for each judge whose price nobody knows, why no cap on dollars can hold, and what to write."""
+    endpoints = [judge.candidate for judge in run.judges if judge.candidate.endpoint]
+    return [
+        unpriced(c.name, model=c.endpoint.model, base_url=c.endpoint.base_url)
+        for c in endpoints
+        if c.endpoint and run.engines.price(c) is None
+    ]
 
 
 def place(one: Asked) -> str:
@@ -173,6 +194,17 @@ def proportional(questions: Sequence[Question], count: int, *, seed: int) -> lis
         place_of[q.id] = (seen[q.category] - 0.5) / sizes[q.category]
     kept = {q.id for q in sorted(questions, key=lambda q: place_of[q.id])[:count]}
     return [q for q in questions if q.id in kept]
+
+
+def _check_backends(run: Run, whole: Sequence[Asked]) -> None:
+    """Raise ConfigError for a task that reads a checkpoint's folder, which merges in memory have not."""
+    harnesses = [one.benchmark.harness for one in whole if one.benchmark.harness]
+    for harness in harnesses:
+        if harness.options.backend == "hf" and run.engines.settings.tensor_parallel == 1:
+            raise ConfigError(
+                f"{harness.name} has backend hf, which reads a checkpoint from its folder, and a study's merges are "
+                "never written: take backend engine in its options (ablation.objective, ablation.constraints)"
+            )
 
 
 def _specs(file: AblationFile) -> list[BenchmarkSpec]:

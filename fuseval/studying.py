@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from evals.records import Outcome
-from fuseval.ablate import CapReached, ablate, known
+from fuseval.ablate import ablate, known
 from fuseval.ablation_file import AblationFile
 from fuseval.config import ConfigError
 from fuseval.findings import rows, sentences, table
+from fuseval.metering import CapReached
 from fuseval.pipeline import Run
 from fuseval.promotion import kept, promoted
 from fuseval.searching import SearchError, all_points
 from fuseval.source_studies import add_source, leave_one_out
 from fuseval.study import count, plan_study
 from fuseval.suggesting import suggest
-from fuseval.trials import SEARCH, Ablation
+from fuseval.trials import HOLDOUT, Ablation
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +77,12 @@ def study(run: Run, wanted: Wanted) -> Told:
 
 
 def coverage(ablation: Ablation) -> float:
-    """Return the share of values that are there, of those that the finished and dropped trials' scores should have."""
-    models = {trial.model for trial in ablation.trials}
-    found = [o for o in ablation.run.ledger.outcomes(ablation.plan.record.id, part=SEARCH) if o.model in models]
-    last: dict[str, Outcome] = {o.model: o for o in sorted(found, key=lambda o: o.rung)}
-    parts = [part for o in last.values() for part in json.loads(o.parts) if part["kind"] == "score"]
+    """Return the share of values that are there, of those that the scores of the study's models should have.
+
+    Its trials count, the models that they are held against, and whoever answered the questions held out.
+    """
+    last = [*ablation.outcomes().values(), *ablation.outcomes(HOLDOUT).values()]
+    parts = [part for o in last for part in json.loads(o.parts) if part["kind"] == "score"]
     there, missing = sum(part["n"] for part in parts), sum(part["missing"] for part in parts)
     return there / (there + missing) if there + missing else 1.0
 
@@ -107,7 +108,8 @@ def _still(ablation: Ablation) -> list[dict[str, Any]]:
     run = replace(plan.run, given=plan.search)
     waiting = [c.name for c in run.candidates if not run.is_answered(c)]
     done = sum(trial.state != "running" for trial in trials)
-    most = plan.most_trials if plan.file.ablation.search.kind != "grid" else sum(1 for _ in all_points(plan.space))
+    is_grid = plan.file.ablation.points is None and plan.file.ablation.search.kind == "grid"
+    most = sum(1 for _ in all_points(plan.space)) if is_grid else plan.most_trials
     left = max(0, min(filter(None, (most, plan.most_trials)), default=0) - done)
     held = count(plan.holdout)
     first = f"from {count(plan.rungs[0])} to {count(plan.search)}" if len(plan.rungs) > 1 else count(plan.search)
@@ -122,7 +124,8 @@ def _suggested(ablation: Ablation, number: int) -> Told:
     """Return the recipes to try next, with what they are predicted to be worth by the first objective."""
     name = ablation.plan.record.name
     try:
-        found = suggest(ablation.plan.space, known(ablation), number, seed=ablation.plan.record.seed)
+        tried = [json.loads(trial.params) for trial in ablation.trials]
+        found = suggest(ablation.plan.space, known(ablation), number, tried=tried, seed=ablation.plan.record.seed)
     except SearchError as error:
         raise ConfigError(f"{name}: {error}") from None
     told = [

@@ -53,14 +53,17 @@ class Suggestion:
     chance: float
 
 
-def suggest(space: Space, known: Sequence[Known], number: int, *, seed: int = 0) -> list[Suggestion]:
+def suggest(
+    space: Space, known: Sequence[Known], number: int, *, tried: Sequence[Point] = (), seed: int = 0
+) -> list[Suggestion]:
     """Return up to ``number`` points to try next, the most promising first; none where nothing is left to try.
 
-    Constraints are not predicted. Raises SearchError for fewer than :data:`FEWEST` trials.
+    ``tried`` are further points that are not suggested, such as those of trials that failed. Constraints are not
+    predicted. Raises SearchError for fewer than :data:`FEWEST` trials.
     """
     model = _Model.of(space, known, seed)
-    tried = {_key(one.point) for one in known}
-    points = [point for point in _candidates(space, seed) if _key(point) not in tried]
+    gone = {_key(point) for point in (*tried, *(one.point for one in known))}
+    points = [point for point in _candidates(space, seed) if _key(point) not in gone]
     if not points:
         return []
     places = np.array([_coordinates(space, point) for point in points])

@@ -70,13 +70,10 @@ def _writable(text: str, stream: IO[str]) -> str:
 
 
 @contextlib.contextmanager
-def stages(*, silent: bool = False) -> Iterator[Stages]:
+def stages() -> Iterator[Stages]:
     """Show progress on a copy of standard error, which stays the terminal while an engine's start-up is captured."""
     from rich.console import Console
 
-    if silent:
-        yield Stages(Console(quiet=True))
-        return
     with os.fdopen(os.dup(2), "w", encoding="utf-8") as stream:
         shown = Stages(Console(file=stream))
         try:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fuseval.models import Candidate, Watch
     from fuseval.sampling import Asker
     from fusion.explicit import Progress
+    from fusion.prefer_choice import Choice
 
 _HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^@]+?)(?:@(?P<revision>[\w./-]+))?")
 
@@ -98,13 +99,21 @@ def target_recipe(target: Target, known: Mapping[str, Candidate], *, data: Path,
         "kind": target.kind,
         "base": known[target.base].id,
         "data": hashlib.sha256(data.read_bytes()).hexdigest(),
-        "params": asdict(target_params(target)),
+        "params": _params_told(target),
     }
     if target.kind == "implicit":
         from fuseval.implicit import implicit_recipe
 
         recipe |= implicit_recipe(target, known, seed=seed)
     return recipe | ({"sources": [known[source].id for source in target.sources]} if target.sources else {})
+
+
+def _params_told(target: Target) -> dict[str, Any]:
+    """Return the params as an identity holds them: without what is newer and not used, so that older ones stay."""
+    told = asdict(target_params(target))
+    if target.kind == "implicit" and told["preference"]["choose"] == "last":
+        del told["preference"]["choose"], told["preference"]["held_out"]
+    return told
 
 
 def train(
@@ -131,6 +140,7 @@ def _sft(
     watch: Watch,
     recipe: Mapping[str, object],
 ) -> None:
+    from fusion.launch import together
     from fusion.sft import SftParams, Step, fine_tune
 
     base, data = models[target.base], candidate.data
@@ -141,7 +151,8 @@ def _sft(
     def on_step(step: Step) -> None:
         watch(stage, step.step, step.total)
 
-    fine_tune(
+    tune = together(fine_tune, candidate.launch)
+    tune(
         base.folder,
         data,
         candidate.folder,
@@ -169,11 +180,14 @@ def _explicit(
     watch: Watch,
     recipe: Mapping[str, object],
 ) -> None:
-    from fusion.explicit import fuse_explicitly
+    from fusion.explicit import ask_teachers, fuse_explicitly
+    from fusion.launch import together
 
     parts = _explicit_parts(candidate, target, models, watch=watch)
     assert candidate.folder is not None
-    fuse_explicitly(
+    if candidate.launch and parts["params"].engine == "vllm":
+        ask_teachers(**parts)
+    together(fuse_explicitly, candidate.launch)(
         **parts,
         folder=candidate.folder,
         recipe=recipe,
@@ -222,13 +236,15 @@ def training_points(candidate: Candidate) -> tuple[TrainingPoint, ...]:
     if candidate.target.kind == "implicit":
         from fusion.prefer import PreferStep
         from fusion.prefer import read_steps as read_preferred
+        from fusion.prefer_choice import read_choice
         from fusion.sft import Step
 
+        choice = read_choice(candidate.folder)
         own = [field.name for field in fields(PreferStep) if field.name not in {f.name for f in fields(Step)}]
         return tuple(
             TrainingPoint(
                 candidate.id, s.step, s.loss, s.learning_rate, s.tokens,
-                _terms(**{name: getattr(s, name) for name in own}),
+                _terms(**{name: getattr(s, name) for name in own}) + _chosen(choice, s.step),
             )
             for s in read_preferred(candidate.folder)
         )  # fmt: skip
@@ -240,3 +256,18 @@ def training_points(candidate: Candidate) -> tuple[TrainingPoint, ...]:
 
 def _terms(**losses: float | None) -> tuple[tuple[str, float], ...]:
     return tuple((name, value) for name, value in losses.items() if value is not None)
+
+
+def _chosen(choice: Choice | None, step: int) -> tuple[tuple[str, float], ...]:
+    """Return what a checkpoint that could be chosen made of the held-out examples, and whether it was."""
+    measured = [one for one in choice.checkpoints if one.step == step] if choice else []
+    return tuple(
+        (f"held_out_{name}", value)
+        for one in measured
+        for name, value in (
+            ("loss", one.loss),
+            ("accuracy", one.accuracy),
+            ("margin", one.margin),
+            ("chosen", float(choice is not None and one.step == choice.step)),
+        )
+    )

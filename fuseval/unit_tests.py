@@ -9,10 +9,9 @@ CODE_SECONDS = (
 )
 
 
-def run_tests(programs: Sequence[str]) -> list[bool]:
-    """Return which programs run to their end in the sandbox; raises FusionError where nothing can be isolated."""
-    from fusion.grading import untold_ends
-    from fusion.sandbox import Limits, run_all
+def run_tests(pairs: Sequence[tuple[str, str]]) -> list[bool]:
+    """Return for which (code, tests) the tests pass in the sandbox; FusionError where nothing can be isolated."""
+    from fusion.sandbox import Limits, judge_all
 
     limits = Limits(cpu_seconds=CODE_SECONDS, wall_seconds=2.0 * CODE_SECONDS)
-    return [why == "" for why in untold_ends(programs, lambda texts: run_all(texts, limits=limits))]
+    return [outcome.status == "passed" for outcome in judge_all(pairs, limits=limits)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,21 +101,47 @@ def can_be(space: Space, point: Point) -> bool:
 def _setting(key: str, said: Mapping[_Name, Value], space: Space, sources: Sequence[str], method: Setting) -> Setting:
     """Return one parameter's setting for the sources that take part."""
     shared = space.params.get(key)
-    per_source = _takes(method)[key].kind.per_source
     whole = {name: value for name, value in said.items() if name.source is None}
-    each = shared if per_source and isinstance(shared, list | tuple) and len(shared) == len(space.sources) else None
-    if len(whole) == len(said) and each is None:
+    parted = per_source(key, method) and is_parted(shared, len(space.sources))
+    everyone = len(whole) == len(said) and tuple(sources) == space.sources
+    if len(whole) == len(said) and (not parted or (everyone and not whole)):
         return _over(shared if shared is not None else _default(key, method), whole)
-    if not per_source:
+    if not per_source(key, method):
         raise RecipeError(f"{key!r} of merge method {method!r} is one for all sources; leave the source's name out")
     by_source = []
     for number, source in enumerate(space.sources):
         if source in sources:
-            rest = shared if each is None else each[number]
+            rest = of_source(shared, number) if parted else shared
             rest = _over(_default(key, method) if rest is None else rest, whole)
             own = {name: value for name, value in said.items() if name.source == source}
             by_source.append(_over(rest, own))
     return by_source
+
+
+def is_parted(setting: Setting, sources: int) -> bool:
+    """Tell whether a setting of what is given per source has lists with an entry for each of so many, and no others."""
+    lengths = list(_lengths(setting))
+    return bool(lengths) and set(lengths) == {sources}
+
+
+def of_source(setting: Setting, number: int) -> Setting:
+    """Return what a setting that is parted says of one source."""
+    if isinstance(setting, Mapping):
+        return {glob: of_source(inner, number) for glob, inner in setting.items()}
+    return setting[number] if isinstance(setting, list | tuple) else setting
+
+
+def _lengths(setting: Setting) -> Iterator[int]:
+    if isinstance(setting, Mapping):
+        for inner in setting.values():
+            yield from _lengths(inner)
+    elif isinstance(setting, list | tuple):
+        yield len(setting)
+
+
+def per_source(key: str, method: Setting) -> bool:
+    """Tell whether a method's parameter is given per source."""
+    return bool(_takes(method)[key].kind.per_source)
 
 
 def _over(rest: Setting, said: Mapping[_Name, Any]) -> Setting:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from evals.composite import Part, gap, worth
-from evals.records import ItemScore, Outcome
+from evals.records import LOWER_IS_BETTER, ItemScore, Outcome
 from evals.stats import EVEN
 from evals.winner import broken
 from fuseval.ablation_file import ObjectiveSpec, ScoreSpec
@@ -68,6 +68,8 @@ class Weigher:
         for row in rows:
             values.setdefault(row.model, {})[row.question] = row.value
             counts[row.question] = row.weight
+        if rows and self._is_lower_better(score, one):
+            weight = -abs(weight)
         compared = any(row.judge != CHECK and row.baseline == base for row in rows) or self._is_compared(score, one)
         if compared and base in {model.id for model in models} and base not in values:
             mine = counts or {q.id: 1.0 for q in one.questions if q.check is None}
@@ -90,6 +92,12 @@ class Weigher:
         if not rows and set(models) - {base}:
             self._check_metric(score, one)
         return rows
+
+    def _is_lower_better(self, score: ScoreSpec, one: Asked) -> bool:
+        """Tell whether less of a score is better, as its stored values say."""
+        query = "SELECT 1 FROM scores WHERE benchmark = ? AND version = ? AND metric = ? AND list_contains(flags, ?)"
+        place = (one.benchmark.name, one.benchmark.version, score.metric, LOWER_IS_BETTER)
+        return bool(self.plan.run.ledger.sql(f"{query} LIMIT 1", *place).fetchall())
 
     def _is_compared(self, score: ScoreSpec, one: Asked) -> bool:
         """Tell whether a score compares with the baseline, of which itself there are no rows."""

@@ -117,13 +117,14 @@ class _Found:
 
 
 class Ladder:
-    """Says block after block how many of some cuts of one ranking take each element; the blocks must come in order.
+    """Says stretch after stretch how many of some cuts of one ranking take each element; they must come in order.
 
     A cut that is None takes all. What one takes, those that take more take as well: so cut number t takes the elements
     whose level is ``needed[t]`` at least.
     """
 
-    def __init__(self, cuts: Sequence[Cut | None]) -> None:
+    def __init__(self, cuts: Sequence[Cut | None], by: Ranking) -> None:
+        self._by = by
         ends = [(-math.inf, 0) if cut is None else (cut.threshold, cut.ties) for cut in cuts]
         order = sorted(range(len(cuts)), key=lambda number: (-ends[number][0], ends[number][1]))  # the fewest first
         self.needed: NDArray[Any] = np.empty(len(cuts), np.uint8 if len(cuts) < 1 << 8 else np.int32)
@@ -136,9 +137,13 @@ class Ladder:
         """Of what dtype the levels are."""
         return torch.uint8 if self.needed.dtype == np.uint8 else torch.int32
 
-    def levels(self, values: Tensor, out: Tensor) -> None:
-        """Write into ``out`` how many cuts take each value of the next block."""
-        arithmetic(values.device).levels(values, self._thresholds, self._ties, out)
+    def grade(self, base: Tensor, tuned: Sequence[Tensor], level: Tensor, sums: NDArray[np.float64]) -> bool:
+        """Write into ``level`` how many cuts take each element of the next stretch, and add its δₖ² to ``sums`` there.
+
+        Returns False where not all numbers may be finite.
+        """
+        graded = arithmetic(base.device).graded
+        return bool(graded(base, tuned, self._by == "variance", self._thresholds, self._ties, level, sums))
 
 
 def _guess(group: Group, by: Ranking, shares: Sequence[float], *, of_nonzero: bool) -> list[tuple[float, float]]:

@@ -87,7 +87,7 @@ def distill(
             raise RecipeError("lora_rank goes with one process or plain data parallelism, not with FSDP or DeepSpeed")
         last = last_checkpoint(work)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-        with written(trainer, folder, base, params) as made:
+        with written(trainer, folder, base, dtype=params.dtype, adapter=params.lora_rank is not None) as made:
             if made is not None:
                 steps = as_json({**asdict(lengths), "steps": [asdict(step) for step in heard]})
                 texts = {"recipe.json": recipe_text, "README.md": card, "training.json": steps, **(beside or {})}

@@ -17,6 +17,7 @@ from typing import Any
 
 from fusion.alignment_report import Cost, as_markdown, report
 from fusion.corpus import ALIGNMENTS, VOCABULARY_MAPS, Reader, Scene, open_scene
+from fusion.crew import crew
 from fusion.distill import DistillParams, DistillStep, distill
 from fusion.errors import CheckpointError, RecipeError, did_you_mean, need
 from fusion.fuser import Fuser, fused_targets
@@ -89,21 +90,20 @@ def fuse_explicitly(
 
     ``folder`` gets what :func:`fusion.distill.distill` writes, and alignment.json and alignment.md, the report that
     was made before the training. What the models said and the fused targets are kept in ``cache``, or beside
-    ``folder`` in its name + ".work"; ``title`` is the base's name in the report. Under `accelerate launch` the
-    processes share the teachers' work and the training. RecipeError and CheckpointError name what does not fit.
+    ``folder`` in its name + ".work"; ``title`` is the base's name in the report. Processes that :mod:`fusion.launch`
+    starts share the teachers' work and the training. RecipeError and CheckpointError name what does not fit.
     """
     need("trl", "datasets", "accelerate", extra="train")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists already; remove it or choose another name")
     cache = cache or folder.with_name(f"{folder.name}.work")
-    tell = watch or _nobody
-    crew = _crew()
+    together = crew()
+    tell = watch if watch is not None and together.main else _nobody
     with quiet_libraries():
-        scene = _scene({title or base.name: base}, sources, data, params, cache=cache, tell=tell)
-        teachers = [_teacher(reader, scene, params, cache, tell) for reader in scene.readers]
+        scene, teachers = _taught({title or base.name: base}, sources, data, params, cache=cache, tell=tell)
         fuser = Fuser(scene, teachers, how=params.how, level=params.level, k=params.k)
         found = None
-        if crew is None or crew.is_main_process:
+        if together.main:
             found = _with_training(
                 fused_targets(
                     fuser, cache, examples=params.examples, on_chat=lambda *done: tell(Progress("targets", *done))
@@ -111,8 +111,7 @@ def fuse_explicitly(
                 scene,
                 params,
             )
-        if crew is not None:
-            crew.wait_for_everyone()
+        together.wait()
     told = {
         "kind": "explicit",
         "params": asdict(params),
@@ -131,6 +130,24 @@ def fuse_explicitly(
         card=card,
         beside={} if found is None else {"alignment.json": _json(found), "alignment.md": as_markdown(found)},
     )
+
+
+def ask_teachers(
+    base: Path,
+    sources: Mapping[str, Path],
+    data: Path,
+    params: ExplicitParams,
+    *,
+    cache: Path,
+    watch: Watch | None = None,
+    title: str | None = None,
+) -> None:
+    """Do the first part of :func:`fuse_explicitly`, which then finds in ``cache`` what the models say.
+
+    For vLLM's engines, which begin process groups of their own, where those that train together have one already.
+    """
+    with quiet_libraries():
+        _taught({title or base.name: base}, sources, data, params, cache=cache, tell=watch or _nobody)
 
 
 def plan_explicitly(
@@ -159,6 +176,19 @@ def plan_explicitly(
             tell(Progress("plan", number, len(scene.chats)))
     costs = {reader.name: Cost(parameters=reader.parameters) for reader in scene.readers}
     return _with_training(report(survey, costs), scene, params)
+
+
+def _taught(
+    base: Mapping[str, Path],
+    sources: Mapping[str, Path],
+    data: Path,
+    params: ExplicitParams,
+    *,
+    cache: Path,
+    tell: Watch,
+) -> tuple[Scene, list[Teacher]]:
+    scene = _scene(base, sources, data, params, cache=cache, tell=tell)
+    return scene, [_teacher(reader, scene, params, cache, tell) for reader in scene.readers]
 
 
 def _scene(
@@ -218,18 +248,6 @@ def _with_training(found: Mapping[str, Any], scene: Scene, params: ExplicitParam
             "flops": 6 * scene.target.parameters * tokens,
         },
     }
-
-
-def _crew() -> Any:
-    """Return accelerate's state where several processes were launched together, else None."""
-    import torch
-
-    launched = torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
-    if not launched:
-        return None
-    from accelerate import PartialState  # type: ignore[import-untyped]
-
-    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def _nobody(_: Progress) -> None:

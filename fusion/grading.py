@@ -17,7 +17,6 @@ decide within its limits is incorrect, and said in ``note``. A symbolic answer t
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,6 +25,7 @@ from typing import Protocol, Self
 from fusion.errors import RecipeError
 from fusion.final_answer import DIGITS, boxed, cleaned, final_answer
 from fusion.math_process import CPU_SECONDS, MathProcess
+from fusion.sandbox_judge import ENDED
 
 LONGEST = 300  # characters of an answer
 _PLAIN = re.compile(
@@ -124,14 +124,12 @@ class Outcome(Protocol):
         """Return "passed" where it exited with 0, else another word."""
 
     @property
-    def stdout(self) -> str:
-        """Return what it printed, or the start of that."""
+    def exit_code(self) -> int | None:
+        """Return its status, None where it was killed."""
 
 
-def math_correct(text: str, gold: str) -> bool:
-    """Return whether one response is correct; for many, keep a Grader or use grade_all, which are faster."""
-    with Grader() as grader:
-        return grader.grade(text, gold).correct
+RunTests = Callable[[Sequence[tuple[str, str]]], Sequence[Outcome]]
+"""Code with its tests → how the tests ended, such as fusion.sandbox.judge_all."""
 
 
 def grade_all(pairs: Iterable[tuple[str, str]]) -> Iterator[Grade]:
@@ -141,39 +139,24 @@ def grade_all(pairs: Iterable[tuple[str, str]]) -> Iterator[Grade]:
             yield grader.grade(text, gold)
 
 
-def code_program(response: str, tests: str) -> str:
-    """Return the program that tests the code in a response: the code, then the tests, which raise where it is wrong.
+def code_of(response: str) -> str:
+    """Return the code in a response.
 
-    The code is the last fenced block marked as Python (of blocks without any mark, where none is) that defines a
+    It is the last fenced block marked as Python (of blocks without any mark, where none is) that defines a
     function or class, else the last of these blocks; a block that is not closed ends with the response. Without a
     block, it is the whole response.
     """
     blocks = [(match[1].strip().lower(), match[2]) for match in _FENCED.finditer(response)]
     python = [code for mark, code in blocks if mark.split(" ")[0] in ("python", "py", "python3")]
     found = python or [code for mark, code in blocks if not mark]
-    code = next((code for code in reversed(found) if _DEFINES.search(code)), found[-1] if found else response)
-    return f"{code.rstrip()}\n\n{tests.rstrip()}\n"
+    return next((code for code in reversed(found) if _DEFINES.search(code)), found[-1] if found else response)
 
 
-def grade_code(pairs: Sequence[tuple[str, str]], run: Callable[[Sequence[str]], Sequence[Outcome]]) -> list[Grade]:
-    """Return the grade of each (response, tests), in order; ``run`` runs programs, such as fusion.sandbox.run_all.
-
-    A program is correct where it passes and its last line of output is a word drawn at random, printed after the
-    tests: code that ends the program before they ran does not pass. ``note`` is the status of one that does not.
-    """
-    return [Grade(why == "", None, why) for why in untold_ends([code_program(*pair) for pair in pairs], run)]
-
-
-def untold_ends(programs: Sequence[str], run: Callable[[Sequence[str]], Sequence[Outcome]]) -> list[str]:
-    """Return why each program did not pass, in order, and "" for those that ran to their very end."""
-    words = [secrets.token_hex(16) for _ in programs]
-    told = [f"{program}\nprint('\\n{word}')\n" for program, word in zip(programs, words, strict=True)]
-    found = []
-    for word, outcome in zip(words, run(told), strict=True):
-        reached = outcome.stdout.rstrip("\n").endswith(f"\n{word}")
-        ended = "" if reached else "ended before its tests"
-        found.append(ended if outcome.status == "passed" else outcome.status)
-    return found
+def grade_code(pairs: Sequence[tuple[str, str]], run: RunTests) -> list[Grade]:
+    """Return the grade of each (response, tests), in order: correct where the tests passed, else ``note`` says why."""
+    outcomes = run([(code_of(response), tests) for response, tests in pairs])
+    notes = ["ended before its tests" if outcome.exit_code == ENDED else outcome.status for outcome in outcomes]
+    return [Grade(note == "passed", None, "" if note == "passed" else note) for note in notes]
 
 
 def _number(text: str) -> _Number | None:

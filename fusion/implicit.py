@@ -17,6 +17,7 @@ from typing import Any
 
 from fusion.errors import CheckpointError, RecipeError, need
 from fusion.hashes import content_hash
+from fusion.launch import Launch, together
 from fusion.parquet_shards import key_of
 from fusion.prefer import PreferParams, PreferStep, prefer
 from fusion.preference_dataset import write_dataset
@@ -25,7 +26,6 @@ from fusion.preference_records import Built, PairParams, Response
 from fusion.preference_report import as_markdown, report
 from fusion.preference_split import PREFERENCE, split
 from fusion.prompts import Task
-from fusion.quiet import quiet_libraries
 from fusion.sft import SftParams, Step, fine_tune
 
 OWN = "self"
@@ -92,13 +92,15 @@ def fuse_implicitly(
     recipe: Mapping[str, object] | None = None,
     card: str = "",
     cache: Path | None = None,
+    launch: Launch | None = None,
 ) -> tuple[PreferStep, ...]:
     """Fuse what ``respond`` brings into ``base``; write ``folder``, and return every step of the preference training.
 
     ``folder`` gets what :func:`fusion.prefer.prefer` writes, and data.json and data.md, the report on what was learnt
     from; that itself is a dataset in ``folder``'s name + ".data" (:mod:`fusion.preference_dataset`). The fine-tuned
     model, with its training.json, is kept in ``cache``, or beside ``folder`` in its name + ".work", and used again by
-    whoever fine-tunes the same base on the same responses.
+    whoever fine-tunes the same base on the same responses. ``launch`` starts the processes of the trainings; without
+    one they are done here.
     RecipeError where nothing is left to be learnt, with what was dropped and why.
     """
     need("trl", "datasets", "accelerate", extra="train")
@@ -109,7 +111,7 @@ def fuse_implicitly(
     prompts = [task.prompt for task in tasks]
     responses = list(respond(tasks, None))
     built = build(prompts, responses, params.pairs)
-    start = _fine_tuned(base, built, params.sft, cache, tell) if built.sft else base
+    start = _fine_tuned(base, built, params.sft, cache, tell=tell, launch=launch) if built.sft else base
     if params.preference.kind == "wrpo":
         sides = split(prompts, params.pairs)
         own = respond([task for task in tasks if sides[task.prompt.id] == PREFERENCE], start)
@@ -123,7 +125,7 @@ def fuse_implicitly(
         shutil.rmtree(data)
     write_dataset(built, data, title=folder.name)
     told = {"kind": "implicit", "params": asdict(params), "prompts": len(tasks), **(recipe or {})}
-    return prefer(
+    return together(prefer, launch)(
         start,
         examples,
         folder,
@@ -135,14 +137,23 @@ def fuse_implicitly(
     )
 
 
-def _fine_tuned(base: Path, built: Built, params: SftParams, cache: Path, tell: Callable[[Progress], None]) -> Path:
+def _fine_tuned(
+    base: Path,
+    built: Built,
+    params: SftParams,
+    cache: Path,
+    *,
+    tell: Callable[[Progress], None],
+    launch: Launch | None,
+) -> Path:
     """Return the folder of the base, fine-tuned on the best responses: as it is there, or made."""
     chats = [
         {"messages": [*example.prompt.messages, {"role": "assistant", "content": example.best.text}]}
         for example in built.sft
     ]
     text = "".join(json.dumps(chat, ensure_ascii=False) + "\n" for chat in chats)
-    key = key_of("sft", content_hash(base), text, asdict(params))[:16]
+    processes = (launch.processes,) if launch and launch.processes > 1 else ()  # which decide the size of a batch
+    key = key_of("sft", content_hash(base), text, asdict(params), *processes)[:16]
     folder, data = cache / "sft" / key, cache / "sft" / f"{key}.jsonl"
     if folder.exists():
         return folder
@@ -152,8 +163,8 @@ def _fine_tuned(base: Path, built: Built, params: SftParams, cache: Path, tell: 
     def on_step(step: Step) -> None:
         tell(Progress("sft", step.step, step.total))
 
-    with quiet_libraries():
-        fine_tune(base, data, folder, params, on_step=on_step, recipe={"prompts": len(chats)}, card=_SFT_CARD)
+    tune = together(fine_tune, launch)
+    tune(base, data, folder, params, on_step=on_step, recipe={"prompts": len(chats)}, card=_SFT_CARD)
     return folder
 
 

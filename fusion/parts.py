@@ -117,6 +117,8 @@ def write_part(part: Part) -> Written:
                 heard[variant] += used
                 spare(tensor)
             del merged, tensor  # or they would be kept until the next are there
+    for writer in writers:  # what went into a second file would have no name, and be lost
+        assert [tuple(shard.entries) for shard in writer.shards] == [part.names], "the merge is not as it was planned"
     return Written(tuple(writer.shards[0] for writer in writers), tuple(map(tuple, heard)))
 
 

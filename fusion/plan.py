@@ -190,18 +190,19 @@ def _pieces(
 
 
 def _spread(pieces: Sequence[Piece]) -> Iterator[Piece]:
-    """Yield the pieces so that after a large one come others of as many elements, to be merged beside it.
+    """Yield the pieces so that before and after a large one come others of as many elements, to be merged beside it.
 
-    Two large ones, as embedding and head are, would take twice the memory at the same time.
+    Two large ones, as embedding and head are, would take twice the memory at the same time; and one that came first
+    would have to be done before any other could be handed on.
     """
     large = deque(piece for piece in pieces if piece.numel > _LARGE)
     others = deque(piece for piece in pieces if piece.numel <= _LARGE)
     while large:
         beside = large[0].numel
-        yield large.popleft()
         while others and beside > 0:
             beside -= others[0].numel
             yield others.popleft()
+        yield large.popleft()
     yield from others
 
 

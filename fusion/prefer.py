@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from fusion.checkpoints import Checkpoint
+from fusion.crew import crew
 from fusion.errors import CheckpointError, RecipeError, need
 from fusion.hashes import content_hash
 from fusion.parquet_shards import key_of
+from fusion.prefer_choice import CHOICES, HELD_OUT, as_json_value, choose, hold_out
 from fusion.prefer_lessons import PAIR, QUADRUPLE, Examples, PreferCollator, add_reference, lessons_of
 from fusion.prefer_trainer import PreferStep, make_prefer_trainer
 from fusion.preference_losses import check_preference_loss
@@ -25,7 +27,7 @@ from fusion.quiet import quiet_libraries
 from fusion.sft import need_template
 from fusion.trained import free, lora_config, sharded, written
 from fusion.training_arguments import as_json, training_arguments, versions
-from fusion.training_params import SKIP_PREPARING, TrainingParams
+from fusion.training_params import SKIP_PREPARING, Allowed, TrainingParams, check_fields, is_within
 from fusion.training_resume import claim_work, last_checkpoint
 
 __all__ = ["PreferParams", "PreferStep", "prefer", "read_steps"]
@@ -49,6 +51,8 @@ class PreferParams(TrainingParams):
     beta: float = 0.0  # 0: the kind's own
     gamma: float | None = None  # simpo's margin
     alpha: float | None = None  # wrpo's weight of the source's response, at the end
+    choose: str = "last"  # or "best": the better of the last two checkpoints, by examples that are held out
+    held_out: float | None = None  # of choose: best, the share of the prompts; None: 0.05
     label_smoothing: float = 0.0  # the share of pairs that are taken to be the wrong way round
 
     def __post_init__(self) -> None:
@@ -59,6 +63,13 @@ class PreferParams(TrainingParams):
             object.__setattr__(self, "gamma", _GAMMA)
         if self.alpha is None and self.kind == "wrpo":
             object.__setattr__(self, "alpha", _ALPHA)
+        if self.held_out is None and self.choose == "best":
+            object.__setattr__(self, "held_out", HELD_OUT)
+        check_fields(self, _ALLOWED, "preference training")
+        if self.choose == "last" and self.held_out is not None:
+            raise RecipeError("held_out is for choosing a checkpoint: say choose: best, or leave it out")
+        if self.choose == "best" and not self.checkpoint_every:
+            raise RecipeError("choose: best chooses a checkpoint, and checkpoint_every is 0; raise it")
         given = {"beta": self.beta, "gamma": self.gamma, "alpha": self.alpha}
         check_preference_loss(self.kind, **given, label_smoothing=self.label_smoothing)  # type: ignore[arg-type]
 
@@ -96,22 +107,26 @@ def prefer(
     work = folder.with_name(f"{folder.name}.work") / "training"
     told = as_json({"kind": "prefer", "params": asdict(params), **versions(), **(recipe or {})})
     heard: list[PreferStep] = []
+    main = crew().main
     with quiet_libraries():
+        lessons, held, lengths = _lessons(base, examples, params, work)
         args = training_arguments(
             params, work, checkpoint_every=params.checkpoint_every, **params.optimiser(), **SKIP_PREPARING
         )
-        main = args.process_index == 0
-        with args.main_process_first(local=False):
-            trainer, lengths = _trainer(base, examples, params, args, heard=heard, on_step=on_step if main else None)
+        trainer = _trainer(base, lessons, params, args, heard=heard, on_step=on_step if main else None)
         if params.lora_rank and sharded(trainer):
             raise RecipeError("lora_rank goes with one process or plain data parallelism, not with FSDP or DeepSpeed")
+        if held and trainer.is_deepspeed_enabled:
+            raise RecipeError("choose: best goes with one process, data parallelism and FSDP, not with DeepSpeed")
         last = last_checkpoint(work)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-        with written(trainer, folder, base, params) as made:
+        choice = choose(trainer, work, held) if held else None
+        with written(trainer, folder, base, dtype=params.dtype, adapter=params.lora_rank is not None) as made:
             if made is not None:
-                steps = as_json({**lengths, "steps": [asdict(step) for step in heard]})
+                steps = as_json({**lengths, **as_json_value(choice), "steps": [asdict(step) for step in heard]})
+                whole_card = card if choice is None else f"{card}\n{choice.told()}"
                 for name, text in {
-                    "recipe.json": told, "README.md": card, "training.json": steps, **(beside or {}),
+                    "recipe.json": told, "README.md": whole_card, "training.json": steps, **(beside or {}),
                 }.items():  # fmt: skip
                     (made / name).write_text(text, encoding="utf-8")
         if main:
@@ -128,34 +143,56 @@ def read_steps(folder: Path) -> tuple[PreferStep, ...]:
     return tuple(PreferStep(**step) for step in training["steps"])
 
 
+def _lessons(
+    base: Path, examples: Examples, params: PreferParams, work: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, int]]:
+    """Return the examples to train on and to choose by, as tokens with the reference's log-probabilities; and counts.
+
+    All processes share the reference's work, before trl is told how the model is spread over them for training.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    need_template(tokenizer, base)
+    apart: Examples = []
+    if params.held_out:
+        examples, apart = hold_out(examples, share=params.held_out, seed=params.seed)
+    lessons, kept = lessons_of(examples, tokenizer, max_length=params.max_length)
+    held = lessons_of(apart, tokenizer, max_length=params.max_length)[0] if apart else []
+    together = crew()
+    if together.main:
+        decisive = {name: value for name, value in asdict(params).items() if name != "checkpoint_every"}
+        claim_work(work, key_of("prefer", decisive, content_hash(base), [*lessons, *held], versions()))
+    together.wait()
+    if params.kind != "simpo":
+        add_reference([*lessons, *held], base, work, parts=params.parts, pad=_padding(tokenizer), together=together)
+    return lessons, held, asdict(kept)
+
+
+def _padding(tokenizer: Any) -> int:
+    """Return a token to pad with, which is never looked at."""
+    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(found or 0)
+
+
 def _trainer(
     base: Path,
-    examples: Examples,
+    lessons: list[dict[str, Any]],
     params: PreferParams,
     args: Any,
     *,
     heard: list[PreferStep],
     on_step: Callable[[PreferStep], None] | None,
-) -> tuple[Any, dict[str, int]]:
-    """Return the trainer and what became of the examples; in the main process, which is first, all is prepared."""
+) -> Any:
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.trainer.utils import disable_dropout_in_model
 
-    work = Path(args.output_dir)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    need_template(tokenizer, base)
-    lessons, kept = lessons_of(examples, tokenizer, max_length=params.max_length)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if args.process_index == 0:
-        decisive = {name: value for name, value in asdict(params).items() if name != "checkpoint_every"}
-        claim_work(work, key_of("prefer", decisive, content_hash(base), lessons, versions()))
-    if params.kind != "simpo":
-        add_reference(lessons, base, work / "reference.jsonl", parts=params.parts, pad=pad or 0)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     disable_dropout_in_model(model)  # or the reference would be another model
-    trainer = make_prefer_trainer(
+    return make_prefer_trainer(
         params,
         params.parts,
         heard,
@@ -163,8 +200,13 @@ def _trainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_list(lessons),
-        data_collator=PreferCollator(pad or 0, params.parts),  # a padding token is never looked at
+        data_collator=PreferCollator(_padding(tokenizer), params.parts),
         processing_class=tokenizer,
         peft_config=lora_config(params),
     )
-    return trainer, asdict(kept)
+
+
+_ALLOWED: Allowed = {
+    "choose": (lambda value: value in CHOICES, "last or best"),
+    "held_out": (lambda value: value is None or (is_within(value, 0, 1) and value not in (0, 1)), "a number in (0, 1)"),
+}

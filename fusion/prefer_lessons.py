@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion.crew import Crew, crew, whole_weights
 from fusion.errors import RecipeError
 from fusion.lessons import IGNORED
 from fusion.preference_losses import sequence_logprobs
@@ -25,6 +26,7 @@ Examples = Sequence[Pair] | Sequence[Quadruple]
 
 PAIR = ("chosen", "rejected")
 QUADRUPLE = (*PAIR, "source")
+_REFERENCE = "reference-{}.jsonl"
 _BATCH = 8  # responses of one forward pass of the reference
 
 
@@ -110,28 +112,41 @@ def response_logprobs(model: Any, batch: Mapping[str, Tensor], *, selects: bool)
     return sequence_logprobs(logits, wanted)
 
 
-def add_reference(lessons: Sequence[dict[str, Any]], base: Path, file: Path, *, parts: Sequence[str], pad: int) -> None:
+def add_reference(
+    lessons: Sequence[dict[str, Any]],
+    base: Path,
+    folder: Path,
+    *,
+    parts: Sequence[str],
+    pad: int,
+    together: Crew | None = None,
+) -> None:
     """Give each lesson ``reference``, its responses' log-probabilities under the model in ``base``.
 
-    They are kept in ``file``, a line an example, as they are computed; what is there is not computed again. The model
-    must fit one device.
+    Each process computes its share and keeps it in a file of its own in ``folder``, a line an example, as it is
+    computed; what is there is not computed again. The model must fit one device.
     """
     import torch
 
-    known = _known(file)
-    left = [number for number in range(len(lessons)) if number not in known]
+    together = together or crew()
+    known = _known(folder)
+    together.wait()  # or what one writes already would be known to another, and its share another one
+    left = [number for number in range(len(lessons)) if number not in known][together.number :: together.count]
     if left:
-        asked = _Reference(base)
+        asked = _Reference(base, together.device)
         collate = PreferCollator(pad, parts)
         left.sort(key=lambda number: -max(len(lessons[number][f"{part}_ids"]) for part in parts))
         size = max(1, _BATCH // len(parts))
+        file = folder / _REFERENCE.format(together.number)
+        _end_last_line(file)
         with file.open("a", encoding="utf-8") as out, torch.inference_mode():
             for first in range(0, len(left), size):
                 some = left[first : first + size]
                 sums = asked(collate([lessons[number] for number in some])).reshape(len(parts), -1).T.tolist()
-                known |= dict(zip(some, sums, strict=True))
                 out.writelines(json.dumps([number, values]) + "\n" for number, values in zip(some, sums, strict=True))
                 out.flush()
+    together.wait()
+    known = _known(folder)
     for number, lesson in enumerate(lessons):
         lesson["reference"] = known[number]
 
@@ -139,12 +154,13 @@ def add_reference(lessons: Sequence[dict[str, Any]], base: Path, file: Path, *, 
 class _Reference:
     """A model that is only read, in the arithmetic that training uses."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, device: str | None) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        with whole_weights():
+            model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         self._model, self._selects = model.to(self._device).eval(), selects_positions(model)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -164,12 +180,17 @@ def selects_positions(model: Any) -> bool:
     return "logits_to_keep" in inspect.signature(type(base).forward).parameters
 
 
-def _known(file: Path) -> dict[int, list[float]]:
-    """Return the lines of the file that were written to their end."""
-    if not file.exists():
-        return {}
-    text = file.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:  # of a process that was killed
+def _known(folder: Path) -> dict[int, list[float]]:
+    """Return what was computed before, by however many processes."""
+    found: dict[int, list[float]] = {}
+    for file in sorted(folder.glob(_REFERENCE.format("*"))):
+        text = file.read_text(encoding="utf-8")
+        found |= dict(json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines())
+    return found
+
+
+def _end_last_line(file: Path) -> None:
+    """Take away the line that a killed process did not write to its end."""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    if (whole := text[: text.rfind("\n") + 1]) != text:
         file.write_text(whole, encoding="utf-8")
-    return dict(json.loads(line) for line in whole.splitlines())

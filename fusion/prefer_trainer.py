@@ -88,6 +88,16 @@ def make_prefer_trainer(
             return_outputs: bool = False,  # noqa: ARG002
             num_items_in_batch: Any = None,  # noqa: ARG002
         ) -> Any:
+            found, said = self._compared(model, inputs)
+            seen = self.accelerator.gather(inputs["attention_mask"].sum()).sum().item()
+            self._total_train_tokens += seen // self._tp_size
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+            self._told.append(_means(found, said))
+            return found.losses.mean()
+
+        def _compared(
+            self, model: Any, inputs: Mapping[str, Any]
+        ) -> tuple[PreferenceLoss, dict[str, ResponseLogprobs]]:
             sums, tokens = response_logprobs(model, inputs, selects=self._selects)
             reference = inputs.get("reference")
             count = len(sums) // len(parts)
@@ -109,11 +119,30 @@ def make_prefer_trainer(
                 alpha=self._alpha(),
                 label_smoothing=params.label_smoothing,
             )
-            seen = self.accelerator.gather(inputs["attention_mask"].sum()).sum().item()
-            self._total_train_tokens += seen // self._tp_size
-            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-            self._told.append(_means(found, said))
-            return found.losses.mean()
+            return found, said
+
+        def held_out(self, lessons: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
+            """Return loss, accuracy and margin, means over lessons that are shared by the processes."""
+            here = self.accelerator
+            mine = lessons[here.process_index :: here.num_processes]
+            size = self.args.per_device_train_batch_size
+            sums = torch.zeros(4, device=here.device, dtype=torch.float64)
+            self.model_wrapped.eval()
+            for first in range(0, -(-len(lessons) // here.num_processes), size):  # the same in all processes
+                some = mine[first : first + size]
+                batch = self._prepare_inputs(self.data_collator(some or lessons[:1]))
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    found, _ = self._compared(self.model_wrapped, batch)
+                if some:
+                    parts = (
+                        found.losses.sum(),
+                        (found.margins > 0).sum(),
+                        found.margins.sum(),
+                        found.losses.new_tensor(len(some)),
+                    )
+                    sums += torch.stack([part.double() for part in parts])
+            loss, accuracy, margin, count = here.reduce(sums, reduction="sum").tolist()
+            return loss / count, accuracy / count, margin / count
 
         def _alpha(self) -> float | None:
             if params.alpha is None:
@@ -131,7 +160,7 @@ def make_prefer_trainer(
 
     trainer = PreferTrainer(**given)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(watch(trainer, heard, on_step, _step))
+    trainer.add_callback(watch(trainer, heard, on_step, _step, keep=2 if params.choose == "best" else 1))
     return trainer
 
 

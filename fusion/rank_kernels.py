@@ -40,7 +40,7 @@ def candidates(  # noqa: PLR0917
 
 
 @inner
-def _rank(deltas: Array, variance: bool, total: Array) -> Any:
+def rank(deltas: Array, variance: bool, total: Array) -> Any:
     """Write the magnitude of the one delta, or the sum of the squared differences of the pairs; count the nonzero."""
     size = total.size
     if variance:
@@ -69,7 +69,7 @@ def _ranked(stored: Array, variance: bool, out: Array) -> Any:
     for first in range(0, out.size, PART):
         part = out[first : first + PART]
         read_deltas(stored, first, start[: part.size], deltas, doubt)
-        _rank(deltas, variance, part)
+        rank(deltas, variance, part)
     return not np.isnan(doubt).any()
 
 
@@ -82,7 +82,7 @@ def _spans(stored: Array, variance: bool, ends: Array, counts: Array, between: A
     for first in range(0, between.size, PART):
         part = values[: min(PART, between.size - first)]
         read_deltas(stored, first, start[: part.size], deltas, doubt)
-        nonzero += _rank(deltas, variance, part)
+        nonzero += rank(deltas, variance, part)
         for i in range(part.size):
             inside[i] = 0
         for t in range(ends.shape[0]):
@@ -124,7 +124,7 @@ def _candidates(  # noqa: PLR0917
     for first in range(0, values.size, PART):
         part = total[: min(PART, values.size - first)]
         read_deltas(stored, first, start[: part.size], deltas, doubt)
-        nonzero += _rank(deltas, variance, part)
+        nonzero += rank(deltas, variance, part)
         some: Any = 0
         if low > ZERO:
             for i in range(part.size):

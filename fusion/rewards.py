@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fusion.conversations import Conversation
+from fusion.crew import crew, whole_weights
 from fusion.errors import CheckpointError, FusionError, RecipeError
 from fusion.quiet import quiet_libraries
-
-if TYPE_CHECKING:
-    from fusion.chats import Conversation
 
 PUBLISHED = "RLHFlow/ArmoRM-Llama3-8B-v0.1"
 """The reward model of FuseChat-3.0 and WRPO, by its name on the Hub; it needs ``trust_remote_code``."""
@@ -52,6 +51,24 @@ class Rewarded:
 
     value: float | None
     why: str = ""
+
+
+def give_rewards(
+    model: Path,
+    conversations: Sequence[Conversation],
+    params: RewardParams,
+    *,
+    on_batch: Callable[[list[tuple[int, Rewarded]]], None],
+) -> None:
+    """Tell the rewards of conversations, with their numbers, batch by batch, as :class:`RewardModel` yields them.
+
+    Processes that :mod:`fusion.launch` starts share the conversations, each with the whole model on its device.
+    """
+    together = crew()
+    mine = range(together.number, len(conversations), together.count)
+    for batch in RewardModel(model, params, device=together.device)([conversations[number] for number in mine]):
+        on_batch([(mine[number], rewarded) for number, rewarded in batch])
+    together.wait()
 
 
 class RewardModel:
@@ -164,7 +181,7 @@ class RewardModel:
             import torch
             from transformers import AutoModelForSequenceClassification
 
-            with quiet_libraries(), _reading(self.folder):
+            with quiet_libraries(), _reading(self.folder), whole_weights():
                 model, told = AutoModelForSequenceClassification.from_pretrained(
                     self.folder,
                     dtype=getattr(torch, self.dtype),

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,11 @@ except OSError:
     read_only = True
 print(json.dumps({"user": min(os.getresuid()), "process": os.getpid(), "files": read_only, "filtered": filtered}))
 """
+
+
+JUDGE = ("sandbox_judge.py", "sandbox_link.py", "sandbox_standins.py")
+START_JUDGE = "import sys\nsys.path.append('/')\nfrom fusion.sandbox_judge import main\nmain()\n"
+START_CHILD = "import sys\nsys.path.append({!r})\nfrom fusion.sandbox_child import main\nmain()\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +82,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a program ended. ``passed`` is exit 0, and a program may ask for that before its tests have run.
-
-    So a pass is only worth something where the last test prints what the code under test could not know, and
-    ``stdout`` is held against it.
-    """
+    """How a program ended. Of a hostile one, exit 0 says nothing: judge_all has the tests in a process of their own."""
 
     status: Status
     """passed: exit 0; failed: any other; timeout: of CPU or wall; memory: MemoryError; killed: by another signal."""
@@ -93,6 +94,15 @@ class Outcome:
     """Wall time."""
     exit_code: int | None
     """None where the program was killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """A program, its standard input, and what else lies in its root, by path."""
+
+    text: str
+    given: str = ""
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +152,10 @@ def run_code(program: str, *, limits: Limits | None = None) -> Outcome:
     Its working folder, the only place that it can write to, is gone then too. A program may use threads, processes
     and asyncio, but no sockets. FusionError where this machine cannot isolate it: see isolation.
     """
+    return _run(_Program(program), limits)
+
+
+def _run(program: _Program, limits: Limits | None) -> Outcome:
     found = isolation()
     found.check()
     outcome, refused = _contained(program, limits or Limits(), way=found.way or "user")
@@ -161,10 +175,31 @@ def run_all(
 
     ``on_done`` is called in this thread with the number of a program and its outcome, as they end.
     """
+    return _all(list(map(_Program, programs)), limits=limits, workers=workers, on_done=on_done)
+
+
+def judge_all(pairs: Sequence[tuple[str, str]], *, limits: Limits | None = None) -> list[Outcome]:
+    """Hold each (code, its tests) to the tests, which run in a process that the code cannot reach; in order.
+
+    An outcome is ``passed`` where the tests ran to their end and nothing was raised; ENDED is the exit code where the
+    code or the tests ended before that. What tests can ask of the code is told in :mod:`fusion.sandbox_judge`.
+    """
+    files = {f"fusion/{name}": Path(__file__).with_name(name).read_text(encoding="utf-8") for name in JUDGE}
+    given = [json.dumps({"code": code, "tests": tests}) for code, tests in pairs]
+    return _all([_Program(START_JUDGE, one, files) for one in given], limits=limits)
+
+
+def _all(
+    programs: Sequence[_Program],
+    *,
+    limits: Limits | None,
+    workers: int | None = None,
+    on_done: Callable[[int, Outcome], None] | None = None,
+) -> list[Outcome]:
     isolation().check()
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)), thread_name_prefix="sandbox") as pool:
         try:
-            numbers = {pool.submit(run_code, text, limits=limits): number for number, text in enumerate(programs)}
+            numbers = {pool.submit(_run, program, limits): number for number, program in enumerate(programs)}
             for future in as_completed(numbers):
                 outcome = future.result()
                 if on_done is not None:
@@ -185,7 +220,7 @@ def isolation() -> Isolation:
     best = Isolation(None, False, False, False, False, "")
     reasons = []
     for way in ways:
-        outcome, refused = _contained(PROBE, limits, way=way)
+        outcome, refused = _contained(_Program(PROBE), limits, way=way)
         if outcome is not None and outcome.status == "passed":
             seen = json.loads(outcome.stdout)
             if seen["user"] > 0 and seen["process"] == 2 and seen["files"]:
@@ -210,13 +245,15 @@ def _said(refused: dict[str, str]) -> str:
     return ", ".join(f"{what}: {why}" for what, why in refused.items())
 
 
-def _contained(program: str, limits: Limits, *, way: str) -> tuple[Outcome | None, dict[str, str]]:
+def _contained(program: _Program, limits: Limits, *, way: str) -> tuple[Outcome | None, dict[str, str]]:
     """Return the outcome of the program, or None and what the machine refused to isolate, and why."""
     with tempfile.TemporaryDirectory(prefix="sandbox-") as folder:
         os.chmod(folder, 0o755)  # noqa: S103  (stays empty: what is mounted on it is seen only inside)
         python, paths = _python()
         order = dataclasses.asdict(limits) | {
-            "program": program,
+            "program": program.text,
+            "input": program.given,
+            "files": program.files,
             "way": way,
             "folder": os.path.realpath(folder),
             "python": python,
@@ -241,8 +278,8 @@ def _status(answer: dict[str, Any], stderr: bytes, limits: Limits) -> Status:
     if "timeout" in answer:
         return "timeout"
     if "signal" in answer:
-        ended = answer["signal"] in (signal.SIGXCPU, signal.SIGKILL) and answer["cpu"] >= 0.9 * limits.cpu_seconds
-        return "timeout" if ended else "killed"
+        ended = answer["signal"] == signal.SIGKILL and answer["cpu"] >= 0.9 * limits.cpu_seconds
+        return "timeout" if ended or answer["signal"] == signal.SIGXCPU else "killed"
     if answer["exit"] == 0:
         return "passed"
     return "memory" if stderr.rstrip().rpartition(b"\n")[2].startswith(b"MemoryError") else "failed"
@@ -266,9 +303,9 @@ def _ask(python: str, order: bytes, limits: Limits) -> tuple[dict[str, Any] | No
     start = time.monotonic()
     report, report_in = os.pipe()
     try:
-        child = str(Path(__file__).with_name("sandbox_child.py"))
+        child = START_CHILD.format(str(Path(__file__).resolve().parents[1]))
         process = subprocess.Popen(
-            [python, "-I", "-S", "-B", child, str(report_in)],
+            [python, "-I", "-S", "-B", "-c", child, str(report_in)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

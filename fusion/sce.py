@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusion.blocks import Group, arithmetic, bits, block_size
+from fusion.blocks import Group, arithmetic, bits
 from fusion.cuts import Cut, Ladder, cuts, top
 from fusion.memory import fresh, spare
 from fusion.params import Share, Tell, silent
@@ -109,14 +109,6 @@ class _Selection:
     index: Tensor | None
     cuts: Sequence[Cut | None]  # None: all
 
-    def variance(self, start: Tensor, deltas: Tensor) -> Tensor:
-        """Return what a block's elements are selected by; anything where all are."""
-        if not any(self.cuts):
-            return start
-        found = torch.empty_like(start)
-        arithmetic(deltas.device).variance(deltas, found)
-        return found
-
 
 def _merged(
     base: Tensor, tuned: Sequence[Tensor], select_topk: Sequence[float], tells: Sequence[Tell], form: _Form
@@ -163,12 +155,12 @@ def _levels(selection: _Selection) -> tuple[Tensor, NDArray[Any], list[list[floa
 
     A byte an element: to find the levels again would take longer than what they are needed for.
     """
-    group, ladder = selection.group, Ladder(selection.cuts)
+    group, ladder = selection.group, Ladder(selection.cuts, "variance")
     level = fresh(group.base, dtype=ladder.dtype)
     sums = np.zeros((1 + len(selection.cuts), len(group.tuned)))  # by level
-    for place, start, deltas in group.blocks():
-        ladder.levels(selection.variance(start, deltas), level[place])
-        arithmetic(group.device).energies(deltas, level[place], sums)
+    for place, start, tuned in group.stretches():
+        if not ladder.grade(start, tuned, level[place], sums):
+            group.check(place)
     return level, ladder.needed, [sums[need:].sum(axis=0).tolist() for need in ladder.needed]
 
 
@@ -181,17 +173,17 @@ def _merge(
     """
     merged = [fresh(group.base) for _ in eta]
     weights, average = np.array(eta, np.float32), -1.0 if form.average is None else form.average
-    size = min(group.numel, block_size(group.device))
-    dtype = torch.bfloat16 if group.base.dtype == torch.bfloat16 else torch.float32
-    # One for all blocks: to clear fresh memory takes long.
-    room = torch.empty(len(merged) * size, dtype=dtype, device=group.device)
-    all_of_it = torch.zeros(size, dtype=torch.uint8 if needed.dtype == np.uint8 else torch.int32, device=group.device)
-    for place, start, deltas in group.blocks():
+    all_of_it = torch.zeros(0, dtype=torch.uint8 if needed.dtype == np.uint8 else torch.int32, device=group.device)
+    for place, start, tuned in group.stretches():
+        if level is None and all_of_it.numel() < start.numel():
+            all_of_it = all_of_it.new_zeros(start.numel())
         taken = all_of_it[: start.numel()] if level is None else level[place]
-        out = room[: len(merged) * start.numel()].view(len(merged), -1)
-        arithmetic(group.device).combine(start, deltas, taken, needed, weights, average, out)
-        for into, values in zip(merged, out, strict=True):
-            into[place].copy_(values)
+        out = [into[place] if group.rounds else torch.empty(start.shape, device=group.device) for into in merged]
+        if not arithmetic(group.device).combined(start, tuned, taken, needed, weights, average, out):
+            group.check(place)
+        if not group.rounds:
+            for into, values in zip(merged, out, strict=True):
+                into[place].copy_(values)
     return merged
 
 

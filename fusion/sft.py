@@ -6,7 +6,6 @@ by trl, which would drop those that are too long without a word.
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import re
@@ -17,12 +16,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion.checkpoints import Checkpoint, copy_companions, whole_folder
+from fusion.checkpoints import Checkpoint
 from fusion.conversations import Conversation, read_conversations
-from fusion.errors import RecipeError, need
+from fusion.crew import crew
+from fusion.errors import CheckpointError, RecipeError, need
 from fusion.hashes import content_hash
 from fusion.parquet_shards import key_of
 from fusion.quiet import quiet_libraries
+from fusion.trained import free, written
 from fusion.training_arguments import as_json, training_arguments, versions
 from fusion.training_resume import claim_work, last_checkpoint, watch
 
@@ -89,40 +90,35 @@ def fine_tune(
     need("trl", "datasets", "accelerate", extra="train")
     conversations = read_conversations(data)
     Checkpoint(base)  # its files are there and whole
-    told = {
-        "kind": "sft",
-        "params": asdict(params),
-        **versions(),
-        **recipe,
-    }
-    recipe_text = as_json(told)
-    with whole_folder(folder) as work, quiet_libraries():
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists already; remove it or choose another name")
+    recipe_text = as_json({"kind": "sft", "params": asdict(params), **versions(), **recipe})
+    work = folder.with_name(f"{folder.name}.work") / "training"
+    heard: list[Step] = []
+    together = crew()
+    with quiet_libraries():
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(base)
         rows, lengths = _tokenized(conversations, tokenizer, params, data=data, base=base)
-        training = folder.with_name(f"{folder.name}.work") / "training"
-        claim_work(training, key_of("sft", asdict(params), content_hash(base), rows, versions()))
-        steps = _train(
-            base,
-            rows,
-            tokenizer,
-            params,
-            on_step=on_step,
-            folder=work,
-            work=training,
-            checkpoint_every=checkpoint_every,
-        )
-        copy_companions(base, work, dtype=params.dtype)
-        (work / "recipe.json").write_text(recipe_text, encoding="utf-8")
-        (work / "README.md").write_text(card, encoding="utf-8")
-        (work / "training.json").write_text(
-            as_json({**lengths, "steps": [asdict(step) for step in steps]}), encoding="utf-8"
-        )
-    shutil.rmtree(training)
-    with suppress(OSError):  # something else may be kept there
-        training.parent.rmdir()
-    return steps
+        if together.main:
+            claim_work(work, key_of("sft", asdict(params), content_hash(base), rows, versions()))
+        together.wait()
+        args = training_arguments(params, work, checkpoint_every=checkpoint_every)
+        trainer = _trainer(base, rows, tokenizer, args, heard=heard, on_step=on_step if together.main else None)
+        last = last_checkpoint(work)
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        with written(trainer, folder, base, dtype=params.dtype) as made:
+            if made is not None:
+                told = as_json({**lengths, "steps": [asdict(step) for step in heard]})
+                for name, text in {"recipe.json": recipe_text, "README.md": card, "training.json": told}.items():
+                    (made / name).write_text(text, encoding="utf-8")
+        if together.main:
+            shutil.rmtree(work)
+            with suppress(OSError):  # something else may be kept there
+                work.parent.rmdir()
+        free(trainer)
+    return tuple(heard)
 
 
 def read_steps(folder: Path) -> tuple[Step, ...]:
@@ -168,18 +164,16 @@ def _tokenized(
     return rows, {"conversations": len(conversations), "cut": cut, "left_out": len(conversations) - len(rows)}
 
 
-def _train(
+def _trainer(
     base: Path,
     rows: Sequence[Mapping[str, list[int]]],
     tokenizer: PreTrainedTokenizerBase,
-    params: SftParams,
+    args: Any,
     *,
+    heard: list[Step],
     on_step: Callable[[Step], None] | None,
-    folder: Path,
-    work: Path,
-    checkpoint_every: int,
-) -> tuple[Step, ...]:
-    """Train, going on from what lies in ``work``, and save the weights into ``folder``."""
+) -> Any:
+    """Return the trainer; ``heard`` takes the steps as they are made."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, PrinterCallback
@@ -192,25 +186,15 @@ def _train(
 
         def create_model_card(self, *_: Any, **__: Any) -> None: ...
 
-    steps: list[Step] = []
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     trainer = SilentTrainer(
-        model=model,
-        args=training_arguments(params, work, checkpoint_every=checkpoint_every),
+        model=AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+        args=args,
         train_dataset=Dataset.from_list(list(rows)),
         processing_class=tokenizer,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(watch(trainer, steps, on_step, _step))
-    last = last_checkpoint(work)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
-    model.to(getattr(torch, params.dtype)).save_pretrained(folder)
-    trainer.accelerator.free_memory()
-    del trainer, model
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return tuple(steps)
+    trainer.add_callback(watch(trainer, heard, on_step, _step))
+    return trainer
 
 
 def _step(logs: Mapping[str, Any], step: int, total: int) -> Step:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fusion.crew import whole_weights
 from fusion.errors import FusionError, RecipeError
 from fusion.quiet import quiet_libraries
 
@@ -135,7 +136,7 @@ class ForwardScorer:
             import torch
             from transformers import AutoModelForCausalLM
 
-            with quiet_libraries():
+            with quiet_libraries(), whole_weights():
                 model = AutoModelForCausalLM.from_pretrained(
                     self.folder, dtype=getattr(torch, self.dtype), use_safetensors=True
                 )

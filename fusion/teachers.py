@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fusion.errors import FusionError, RecipeError, need
+from fusion.crew import crew
+from fusion.errors import FusionError, RecipeError
 from fusion.hashes import content_hash
 from fusion.parquet_shards import ShardFolder, key_of
 from fusion.pieces import encode_all, read_pieces
@@ -56,16 +57,6 @@ class TeacherParams:
             raise RecipeError(f"temperature of the teachers is {self.temperature!r}; it must be a number above 0")
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """This process among those that share the work."""
-
-    number: int
-    count: int
-    wait: Callable[[], None]
-    device: str | None
-
-
 def distributions(
     model_folder: Path,
     chats: Sequence[Chat],
@@ -87,7 +78,7 @@ def distributions(
     hash where it is known. FusionError where ``folder`` was begun with another model or other parameters, or where a
     finished shard is damaged (``repair``: it is made again).
     """
-    place = _place(device)
+    place = crew(device)
     tokenizer = _tokenizer(model_folder)
     engine = engine or ForwardScorer(
         model_folder,
@@ -121,7 +112,7 @@ def distributions(
         rows, counts = asked.rows(parts[number])
         shards.write(number, keys[number], table(rows, k=params.k), **counts)
     place.wait()
-    if place.number == 0:
+    if place.main:
         made_with = {name: importlib.metadata.version(name) for name in ("fuseval", "torch", "transformers")}
         order = [chat.id for chat in chats]
         shards.finish(keys, chats=order, same_text=same_text, params=asdict(params), made_with=made_with)
@@ -204,21 +195,6 @@ def _context(folder: Path) -> int:
 
     config = AutoConfig.from_pretrained(folder).get_text_config()
     return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
-
-
-def _place(device: str | None) -> _Place:
-    """Return which of the processes of a distributed launch this is; without one it is the only one."""
-    import torch
-
-    distributed = torch.distributed
-    launched = distributed.is_available() and (distributed.is_initialized() or distributed.is_torchelastic_launched())
-    if not launched:
-        return _Place(0, 1, lambda: None, device)
-    need("accelerate", extra="train")
-    from accelerate import PartialState  # type: ignore[import-untyped]
-
-    state = PartialState(cpu=not torch.cuda.is_available())
-    return _Place(state.process_index, state.num_processes, state.wait_for_everyone, device or str(state.device))
 
 
 def _sha(text: str) -> str:

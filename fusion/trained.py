@@ -8,11 +8,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusion.checkpoints import copy_companions, whole_folder
 from fusion.training_arguments import as_json
-from fusion.training_params import TrainingParams
+
+if TYPE_CHECKING:
+    from fusion.training_params import TrainingParams
 
 
 def lora_config(params: TrainingParams) -> Any:
@@ -30,11 +32,11 @@ def lora_config(params: TrainingParams) -> Any:
 
 
 @contextmanager
-def written(trainer: Any, folder: Path, base: Path, params: TrainingParams) -> Iterator[Path | None]:
+def written(trainer: Any, folder: Path, base: Path, *, dtype: str, adapter: bool = False) -> Iterator[Path | None]:
     """Give the main process a folder that holds the trained model and takes its name at the end; the others None."""
     import torch
 
-    accelerator, dtype = trainer.accelerator, getattr(torch, params.dtype)
+    accelerator, stored = trainer.accelerator, getattr(torch, dtype)
     state = accelerator.get_state_dict(trainer.model_wrapped) if sharded(trainer) else None  # all give their part
     model = accelerator.unwrap_model(trainer.model)
     if not accelerator.is_main_process:
@@ -43,14 +45,14 @@ def written(trainer: Any, folder: Path, base: Path, params: TrainingParams) -> I
         return
     with ExitStack() as whole:
         made = whole.enter_context(whole_folder(folder))
-        if params.lora_rank is not None:
+        if adapter:
             _write_adapter(model, folder.with_name(f"{folder.name}.adapter"))
             model = model.merge_and_unload()
         if state is None:
-            model.to(dtype).save_pretrained(made)
+            model.to(stored).save_pretrained(made)
         else:
-            model.save_pretrained(made, state_dict={name: tensor.to(dtype) for name, tensor in state.items()})
-        copy_companions(base, made, dtype=params.dtype)
+            model.save_pretrained(made, state_dict={name: tensor.to(stored) for name, tensor in state.items()})
+        copy_companions(base, made, dtype=dtype)
         yield made
     accelerator.wait_for_everyone()
 

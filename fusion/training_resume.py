@@ -29,8 +29,17 @@ def claim_work(work: Path, key: str, *, resume: bool = True) -> None:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint in ``folder`` that was written to its end."""
-    found = [path.parent for path in folder.glob(f"checkpoint-*/{_WHOLE}")]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return next(reversed(whole_checkpoints(folder)), None)
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in ``folder`` that were written to their end, the newest last."""
+    return sorted((path.parent for path in folder.glob(f"checkpoint-*/{_WHOLE}")), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return after which step a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def watch(
@@ -38,12 +47,17 @@ def watch(
     heard: list[S],
     on_step: Callable[[S], None] | None,
     make: Callable[[Mapping[str, Any], int, int], S],
+    *,
+    keep: int = 1,
 ) -> Any:
-    """Return a callback that fills ``heard`` with the steps that ``make`` makes of (log, step, total)."""
+    """Return a callback that fills ``heard`` with the steps that ``make`` makes of (log, step, total).
+
+    The newest ``keep`` checkpoints stay; of more than one, the last is that of the last step.
+    """
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]
-        """Turns the trainer's log into steps, and keeps one whole checkpoint."""
+        """Turns the trainer's log into steps, and keeps whole checkpoints."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             heard[:] = [make(logs, logs["step"], state.max_steps) for logs in state.log_history if "loss" in logs]
@@ -52,7 +66,7 @@ def watch(
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             if state.global_step >= state.max_steps:
-                control.should_save = False  # the result itself is about to be written
+                control.should_save = keep > 1  # else the result itself is about to be written
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
             if not logs or "loss" not in logs:
@@ -72,8 +86,9 @@ def watch(
                 return
             newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             (newest / _WHOLE).touch()
+            kept = whole_checkpoints(newest.parent)[-keep:]
             for folder in newest.parent.glob("checkpoint-*"):
-                if folder != newest:
+                if folder not in kept:
                     shutil.rmtree(folder)
 
     return Watch()

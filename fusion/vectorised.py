@@ -120,47 +120,59 @@ def scatter(values: Tensor, index: Tensor, out: Tensor) -> None:
     out.index_copy_(0, index.long(), values)
 
 
-def levels(values: Tensor, thresholds: NDArray[np.float32], ties: NDArray[np.int64], out: Tensor) -> None:
-    """Write into ``out`` (n,), of whole numbers, how many cuts take each of the ``values`` (n,).
+def graded(  # noqa: PLR0917
+    base: Tensor,
+    tuned: Sequence[Tensor],
+    by_variance: bool,
+    thresholds: NDArray[np.float32],
+    ties: NDArray[np.int64],
+    level: Tensor,
+    sums: NDArray[np.float64],
+) -> bool:
+    """Write how many cuts take each element into ``level`` (n,), and add its δₖ² to ``sums`` (levels, sources) there.
 
-    Each takes what is above its threshold, and of what equals it the next ``ties``, which are counted down.
+    Each cut takes what is ``ranked`` above its threshold, and of what equals it the next ``ties``, which are counted
+    down. Sums are in float64, so that it does not matter to η with what else these elements are summed. Returns as
+    ``differences``.
     """
-    out.zero_()
+    stored = torch.empty(1 + len(tuned), base.numel(), device=base.device)
+    finite, deltas, values = differences(base, tuned, stored), stored[1:], torch.empty_like(stored[0])
+    if by_variance:
+        variance(deltas, values)
+    else:
+        torch.abs(deltas[0], out=values)
+    level.zero_()
     for t, threshold in enumerate(thresholds.tolist()):
-        out.add_(values > threshold)
+        level.add_(values > threshold)
         if ties[t]:
             tied = (values == threshold).nonzero().squeeze(1)[: int(ties[t])]
-            out[tied] += 1
+            level[tied] += 1
             ties[t] -= tied.numel()
-
-
-def energies(deltas: Tensor, level: Tensor, sums: NDArray[np.float64]) -> None:
-    """Add each δₖ² to ``sums`` (levels, sources) at its element's level.
-
-    In float64 it does not matter to η with what else these elements are summed.
-    """
     for k, delta in enumerate(deltas):
         square = delta * delta
         for at in range(len(sums)):
             sums[at, k] += float((square * (level == at)).sum(dtype=torch.float64))
+    return finite
 
 
-def combine(  # noqa: PLR0917
-    start: Tensor,
-    deltas: Tensor,
+def combined(  # noqa: PLR0917
+    base: Tensor,
+    tuned: Sequence[Tensor],
     level: Tensor,
     needed: NDArray[np.uint8],
     weights: NDArray[np.float32],
     average: float,
-    out: Tensor,
-) -> None:
-    """Write θ₀ + Σₖ ηₖ dₖ′ of each cut into ``out`` (cuts, n), perhaps divided by the weights of what stays.
+    out: Sequence[Tensor],
+) -> bool:
+    """Write θ₀ + Σₖ ηₖ dₖ′ of each cut into its ``out`` (n,), perhaps divided by the weights of what stays.
 
-    ``out`` is of float32, or of bfloat16, to which is then rounded. A cut takes the elements whose ``level`` (n,) is
+    They are of float32, or of bfloat16, to which is then rounded. A cut takes the elements whose ``level`` (n,) is
     ``needed`` (cuts,) at least, and its η are ``weights`` (cuts, sources). Erased is what disagrees with the sign of
     Σₖ δₖ. That of a sum of 0 is positive, and the divisor at least ``average``, or 1 where both are 0; an ``average``
-    below 0 divides by nothing, and has a 0 agree with nothing.
+    below 0 divides by nothing, and has a 0 agree with nothing. Returns as ``differences``.
     """
+    stored = torch.empty(1 + len(tuned), base.numel(), device=base.device)
+    finite, start, deltas = differences(base, tuned, stored), stored[0], stored[1:]
     total = deltas[0].clone()
     for delta in deltas[1:]:
         total.add_(delta)
@@ -180,6 +192,7 @@ def combine(  # noqa: PLR0917
             less.div_(divisor.masked_fill_(divisor == 0, 1.0))
         # The sum with 0 makes -0 a 0, which leaves a base of -0 as it is.
         torch.sub(start, less.mul_(level >= need).add_(0.0), out=into)
+    return finite
 
 
 def mix(  # noqa: PLR0917

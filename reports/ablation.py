@@ -7,7 +7,6 @@ questions, and the trials' differences from the base are corrected after Holm fo
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +14,20 @@ from typing import Any
 from evals.importance import importances
 from evals.records import Outcome, Study
 from evals.stats import holm
-from reports.ablation_figures import Heat, Reference, coefficients_figure, heat_figure, parallel_figure
+from reports.ablation_figures import Reference, parallel_figure, worth_figure
 from reports.claims import LEVEL
+from reports.figure_style import grouped_by
 from reports.figure_svg import svg
+from reports.heatmaps import coefficients_figure
 from reports.numbers import MISSING, interval, number, p_text
 from results import queries
+from results.figure_queries import coefficient_means
 from results.store import Ledger
 from results.study_queries import TrialRow, trials_wide
 
 _METRIC = "objective"  # of what unit, only the study knows: written to two places
 _MOST_HEATS = 8  # maps shown of one winner
-_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+_SAME = 1e-9  # coefficients that differ by less
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,31 +103,6 @@ def winner_sentences(best: TrialRow | None, held: Outcome | None, base: str, *, 
     return said
 
 
-def heats(rows: Sequence[tuple[str, str | None, str, float]]) -> list[Heat]:
-    """Return maps of a merge's coefficients from rows of (tensor, source's name or None, coefficient, value).
-
-    A cell is the mean over the tensors of a module in a layer. A coefficient that is the same everywhere has no map.
-    """
-    grouped: dict[str, dict[tuple[str, int | None], list[float]]] = {}
-    for tensor, source, name, value in rows:
-        of = f"{name} of {source}" if source else name
-        found = _LAYER.search(tensor)
-        module = tensor[found.end() :] if found else tensor
-        layer = int(found[1]) if found else None
-        grouped.setdefault(of, {}).setdefault((module.removesuffix(".weight"), layer), []).append(value)
-    made = []
-    for of, cells in grouped.items():
-        means = {key: sum(values) / len(values) for key, values in cells.items()}
-        if max(means.values()) - min(means.values()) < 1e-9:
-            continue
-        modules = list(dict.fromkeys(module for module, _ in means))
-        layers: list[int | None] = [*sorted({layer for _, layer in means if layer is not None})]
-        layers += [None] if any(layer is None for _, layer in means) else []
-        values = [[means.get((module, layer)) for layer in layers] for module in modules]
-        made.append(Heat(of, modules, layers, values))
-    return made
-
-
 def _study(ledger: Ledger, study: Study, names: Mapping[str, str]) -> dict[str, Any]:
     rows = trials_wide(ledger, study=study.id)
     if not rows:
@@ -141,12 +118,12 @@ def _study(ledger: Ledger, study: Study, names: Mapping[str, str]) -> dict[str, 
         if model in search and (value := search[model].amounts[0]) is not None
     ]
     parameters = list(dict.fromkeys(name for row in rows for name in row.params))
-    ended = [row for row in rows if row.state in ("finished", "dropped") and row.value is not None]
+    ended = [row for row in rows if row.state in ("finished", "dropped") and row.comparable is not None]
     drawn = len({str(sorted(row.params.items(), key=str)) for row in ended}) > 1
     figures = []
     if drawn:
         said = {"objective": objective}
-        figures.append(svg(coefficients_figure(ended, references, name=f"ablation-{study.id[:12]}-along", **said)))
+        figures.append(svg(worth_figure(ended, references, name=f"ablation-{study.id[:12]}-along", **said)))
         figures.append(svg(parallel_figure(ended, name=f"ablation-{study.id[:12]}-parallel", **said)))
     return {
         "name": study.name,
@@ -158,9 +135,9 @@ def _study(ledger: Ledger, study: Study, names: Mapping[str, str]) -> dict[str, 
         "parameters": parameters,
         "trials": [_trial(row, parameters) for row in rows],
         "besides": besides(rows),
-        "importances": importances([row.params for row in ended], [row.value or 0.0 for row in ended]),
+        "importances": importances([row.params for row in ended], [row.comparable or 0.0 for row in ended]),
         "figures": figures,
-        "heats": _heat_figures(ledger, study, best, names),
+        "heats": _heat_figures(ledger, study, best),
         "cost": _cost(rows),
     }
 
@@ -173,9 +150,9 @@ def _trial(row: TrialRow, parameters: Sequence[str]) -> Trial:
         state=row.state,
         best=row.best,
         feasible=row.feasible,
-        value=row.value,
-        low=row.low,
-        high=row.high,
+        value=row.comparable,
+        low=row.interval[0],
+        high=row.interval[1],
         questions=row.questions,
         seconds=row.making + row.answering + row.judging,
         dollars=row.dollars,
@@ -223,17 +200,14 @@ def _objective(study: Study) -> str:
     return " + ".join(words) or _METRIC
 
 
-def _heat_figures(ledger: Ledger, study: Study, best: TrialRow | None, names: Mapping[str, str]) -> list[str]:
+def _heat_figures(ledger: Ledger, study: Study, best: TrialRow | None) -> list[str]:
+    """Draw what the best merge used by layer and module; a coefficient that is the same everywhere has no map."""
     if best is None:
         return []
-    found = heats(
-        [
-            (each.tensor, names.get(each.source, each.source) if each.source else None, each.name, each.value)
-            for each in ledger.coefficients(best.model)
-        ]
-    )
-    begun = f"ablation-{study.id[:12]}-heat"
-    return [svg(heat_figure(heat, name=f"{begun}-{at}")) for at, heat in enumerate(found[:_MOST_HEATS])]
+    groups = grouped_by(coefficient_means(ledger, model=best.model), lambda row: (row.name, row.source_name or ""))
+    varied = [rows for rows in groups.values() if max(r.value for r in rows) - min(r.value for r in rows) > _SAME]
+    shown = [row for rows in varied[:_MOST_HEATS] for row in rows]
+    return [svg(coefficients_figure(shown, name=f"ablation-{study.id[:12]}-used"))] if shown else []
 
 
 def _cost(rows: Sequence[TrialRow]) -> list[tuple[str, str]]:
@@ -264,7 +238,8 @@ def _figure(value: float | None, low: float | None, high: float | None) -> str:
 def _difference(gap: Mapping[str, Any]) -> str:
     if gap.get("value") is None:
         return MISSING
-    return f"{number(gap['value'], _METRIC, sign=True)} {interval(gap.get('low'), gap.get('high'), _METRIC)}"
+    counted = f" (n = {gap['n']}, {gap['missing']} missing)" if gap.get("missing") else ""
+    return f"{number(gap['value'], _METRIC, sign=True)} {interval(gap.get('low'), gap.get('high'), _METRIC)}{counted}"
 
 
 def _text(value: object) -> str:

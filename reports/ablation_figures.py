@@ -1,13 +1,12 @@
-"""Figures of a search over merges: worth along each coefficient, all coefficients at once, and what the winner used."""
+"""Figures of a search over merges: what trials are worth along each parameter, and all parameters at once."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reports.figure_style import BLUE, GREY, INK, LINES, SEQUENTIAL, VERMILION, Drawing, drawing, short, title
+from reports.figure_style import BLUE, GREY, INK, LINES, SEQUENTIAL, VERMILION, Drawing, drawing, short
 from results.study_queries import TrialRow
 
 if TYPE_CHECKING:
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMN_HEIGHT = 2.1  # inches of one coefficient's panel
-MOST_TICKS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +24,10 @@ class Reference:
     value: float
 
 
-@dataclass(frozen=True, slots=True)
-class Heat:
-    """The mean of one coefficient of a merge over the tensors of each module and layer; None where there is none."""
-
-    title: str
-    modules: Sequence[str]
-    layers: Sequence[int | None]
-    values: Sequence[Sequence[float | None]]  # a row a module
-
-
-def coefficients_figure(
-    rows: Sequence[TrialRow], references: Sequence[Reference], *, objective: str, name: str
-) -> Drawing:
+def worth_figure(rows: Sequence[TrialRow], references: Sequence[Reference], *, objective: str, name: str) -> Drawing:
     """Draw what the trials are worth along each parameter, with 95 % intervals; references are lines across."""
     names = _varying(rows)
-    valued = [row for row in rows if row.value is not None]
+    valued = [row for row in rows if row.comparable is not None]
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(len(names), squeeze=False, sharey=True)
@@ -55,7 +41,8 @@ def coefficients_figure(
             figure.legend(drawn, labels, loc="outside upper left", frameon=False, fontsize=8, ncols=2)
 
     told: list[dict[str, object]] = [
-        {"trial": row.number, "state": row.state, **row.params, "value": row.value, "low": row.low, "high": row.high}
+        {"trial": row.number, "state": row.state, **row.params, "value": row.comparable}
+        | dict(zip(("low", "high"), row.interval, strict=True))
         for row in valued
     ]
     told += [{"reference": each.name, "value": each.value} for each in references]
@@ -66,21 +53,23 @@ def coefficients_figure(
 def parallel_figure(rows: Sequence[TrialRow], *, objective: str, name: str) -> Drawing:
     """Draw each trial as a line through its parameters to its worth; the best is thick, and the colour is the worth."""
     names = _varying(rows)
-    valued = sorted((row for row in rows if row.value is not None), key=lambda row: (row.best, row.value or 0.0))
+    valued = sorted(
+        (row for row in rows if row.comparable is not None), key=lambda row: (row.best, row.comparable or 0.0)
+    )
 
     def draw(figure: Figure) -> None:
         from matplotlib import colormaps
 
         axes = figure.subplots()
         columns = [_shares([row.params.get(parameter) for row in valued]) for parameter in names]
-        worth = _shares([row.value for row in valued])
+        worth = _shares([row.comparable for row in valued])
         for row, *shares, height in zip(valued, *columns, worth, strict=True):
             colour = VERMILION if row.best else colormaps[SEQUENTIAL](height or 0.0)
             # A parameter that the trial has not is passed over.
             there = [(at, share) for at, share in enumerate((*shares, height)) if share is not None]
             axes.plot(*zip(*there, strict=True), color=colour, linewidth=2.5 if row.best else 1, alpha=0.9)
         for at, values in enumerate(
-            [[row.params.get(p) for row in valued] for p in names] + [[r.value for r in valued]]
+            [[row.params.get(p) for row in valued] for p in names] + [[r.comparable for r in valued]]
         ):
             _scale(axes, at, values)
         labels = [short(parameter, longest=20) for parameter in names] + [short(objective, longest=20)]
@@ -89,33 +78,8 @@ def parallel_figure(rows: Sequence[TrialRow], *, objective: str, name: str) -> D
         axes.set_xlim(-0.2, len(labels) - 0.5)
         axes.spines["left"].set_visible(False)
 
-    told = [{"trial": row.number, **row.params, "value": row.value, "best": row.best} for row in valued]
+    told = [{"trial": row.number, **row.params, "value": row.comparable, "best": row.best} for row in valued]
     return drawing(draw, name=name, label="Trials as lines through their parameters", height=3.4, rows=told)
-
-
-def heat_figure(heat: Heat, *, name: str) -> Drawing:
-    """Draw a coefficient by module and layer."""
-    numbers = [[math.nan if value is None else value for value in row] for row in heat.values]
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        image = axes.imshow(numbers, aspect="auto", cmap=SEQUENTIAL, interpolation="nearest")
-        axes.set_yticks(range(len(heat.modules)), [short(module, longest=28) for module in heat.modules], fontsize=8)
-        step = max(1, -(-len(heat.layers) // MOST_TICKS))
-        shown = range(0, len(heat.layers), step)
-        axes.set_xticks(shown, ["–" if (layer := heat.layers[at]) is None else str(layer) for at in shown])
-        axes.set_xlabel("layer")
-        axes.set_title(title(heat.title))
-        figure.colorbar(image, ax=axes)
-
-    told: list[dict[str, object]] = [
-        {"module": module, "layer": layer, "value": value}
-        for module, row in zip(heat.modules, heat.values, strict=True)
-        for layer, value in zip(heat.layers, row, strict=True)
-        if value is not None
-    ]
-    height = 1.2 + 0.22 * len(heat.modules)
-    return drawing(draw, name=name, label=f"{heat.title}, by module and layer", height=height, rows=told)
 
 
 def _along(axes: Axes, parameter: str, rows: Sequence[TrialRow]) -> None:
@@ -135,12 +99,13 @@ def _along(axes: Axes, parameter: str, rows: Sequence[TrialRow]) -> None:
 def _point(axes: Axes, place: float, row: TrialRow) -> None:
     """Draw a trial: filled where it was asked everything, hollow where it was dropped, the best in another colour."""
     colour = VERMILION if row.best else BLUE if row.state == "finished" else GREY
-    if row.value is None:
+    if row.comparable is None:
         return
-    if row.low is not None and row.high is not None:
-        axes.plot([place, place], [row.low, row.high], color=colour, linewidth=1.2, alpha=0.7)
+    low, high = row.interval
+    if low is not None and high is not None:
+        axes.plot([place, place], [low, high], color=colour, linewidth=1.2, alpha=0.7)
     filled = row.state == "finished" and row.feasible
-    axes.plot(place, row.value, "o", color=colour, markersize=5, markerfacecolor=colour if filled else "none")
+    axes.plot(place, row.comparable, "o", color=colour, markersize=5, markerfacecolor=colour if filled else "none")
 
 
 def _places(values: Sequence[Any]) -> tuple[dict[str, float], list[str]]:

@@ -18,6 +18,7 @@ from reports.figure_style import (
     spaced,
     title,
 )
+from reports.numbers import LOWER, points
 from results.queries import LeaderboardRow
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _radar(axes: Any, panel: Sequence[LeaderboardRow]) -> None:
         label.set_horizontalalignment("left" if 0.1 < angle < 3.1 else "right" if 3.2 < angle < 6.2 else "center")
     axes.set_theta_offset(math.pi / 2)
     axes.set_theta_direction(-1)
-    axes.set_ylim(0, 10 if panel[0].metric.startswith("category:") else 100)
+    axes.set_ylim(0, _scale(panel))
     axes.tick_params(axis="y", labelsize=7)
     axes.tick_params(axis="x", pad=2)
     axes.grid(alpha=0.3)
@@ -135,14 +136,24 @@ def _best(panel: Sequence[LeaderboardRow]) -> list[str]:
     values: dict[str, list[float]] = {}
     for row in panel:
         values.setdefault(row.name, []).extend([] if row.value is None else [row.value])
-    mean = {name: sum(found) / len(found) if found else -math.inf for name, found in values.items()}
-    return sorted(mean, key=lambda name: (-mean[name], name))[:MODELS]
+    sign = 1 if panel and panel[0].lower_is_better else -1
+    mean = {name: sign * sum(found) / len(found) if found else math.inf for name, found in values.items()}
+    return sorted(mean, key=lambda name: (mean[name], name))[:MODELS]
+
+
+def _scale(panel: Sequence[LeaderboardRow]) -> float:
+    """Return the end of the spokes: of ratings and per cents their scale's, of a task of lm-eval 1 or its largest."""
+    metric = panel[0].metric
+    if points(metric):
+        return 10 if metric.startswith("category:") else 100
+    return max([1.0, *(row.value for row in panel if row.value is not None)])
 
 
 def _title(panel: Sequence[LeaderboardRow]) -> str:
     first, models = panel[0], {row.name for row in panel}
     kind = first.metric.split(":")[0].replace("category", "rating")
     against = f", against {first.baseline_name}" if first.baseline_name else ""
+    against += f", {LOWER}" if first.lower_is_better else ""
     some = f"; best {MODELS} of {len(models)} models" if len(models) > MODELS else ""
     return f"{kind} by category, {first.benchmark} ({first.judge_name}){against}{some}"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from evals.power import detectable_difference, questions_needed
 from reports.marks import marked_name
-from reports.numbers import MISSING, interval, number, p_text, points
+from reports.numbers import LOWER, MISSING, interval, number, p_text, points
 from results.queries import DifferenceRow
 
 LEVEL = 0.05  # two-sided; the 95 % interval must also leave out zero before anything is claimed
@@ -26,11 +26,12 @@ def statement(row: DifferenceRow, *, marked: Collection[str] = ()) -> Statement:
     """Say what one paired difference shows, and no more than that.
 
     A model beats another only where the interval leaves out zero and p, corrected for the number of comparisons, is
-    below 0.05. Higher is better. ``marked`` are the names of the models that bear the mark of an attack.
+    below 0.05. ``marked`` are the names of the models that bear the mark of an attack.
     """
     name, other = marked_name(row.name, marked), marked_name(row.other_name, marked)
     both = row.baseline_name not in (None, row.name, row.other_name)
     where = f"on {row.benchmark} {row.metric}" + (f" (both against {row.baseline_name})" if both else "")
+    where += f" ({LOWER})" if row.lower_is_better else ""
     judged = "" if row.judge_name == "check" else f" as judged by {row.judge_name}"
     counted = f"n = {row.n}" + (f", {row.missing} {MISSING}" if row.missing else "")
     verdict = _verdict(row)
@@ -48,7 +49,8 @@ def statement(row: DifferenceRow, *, marked: Collection[str] = ()) -> Statement:
             text += f" (one of {number(row.detectable, row.metric)} would be found four times in five{_needed(row)})"
     else:
         verb = "beats" if verdict == "better" else "loses to"
-        low, high = (row.low, row.high) if verdict == "better" else (_minus(row.high), _minus(row.low))
+        above = (row.value or 0.0) > 0
+        low, high = (row.low, row.high) if above else (_minus(row.high), _minus(row.low))
         size = f"{number(abs(row.value or 0.0), row.metric)} {interval(low, high, row.metric)}{points(row.metric)}"
         text = f"{name} {verb} {other} {where} by {size}{judged}"
     return Statement(row, verdict, f"{text} ({tested}).")
@@ -68,7 +70,8 @@ def _verdict(row: DifferenceRow) -> str:
     p = row.p if row.p_holm is None else row.p_holm
     if row.low is None or row.high is None or p is None or p >= LEVEL:
         return "none"
-    return "better" if row.low > 0 else "worse" if row.high < 0 else "none"
+    above, below = ("worse", "better") if row.lower_is_better else ("better", "worse")
+    return above if row.low > 0 else below if row.high < 0 else "none"
 
 
 def _minus(value: float | None) -> float | None:

@@ -82,6 +82,17 @@ def _beside(rows: Sequence[LeaderboardRow], figures: Sequence[Score], names: Map
     ]
 
 
+def among(rows: Sequence[LeaderboardRow], context: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
+    """Return the rows with published ones among them, the best of each metric first."""
+    every = [*rows, *context]
+    order = {place: number for number, place in enumerate(dict.fromkeys(map(_place, every)))}
+    return sorted(every, key=lambda row: (order[_place(row)], *row.rank)) if context else every
+
+
+def _place(row: LeaderboardRow) -> tuple[str, ...]:
+    return (row.benchmark, row.version, row.judge_name, row.baseline_name or "", row.metric)
+
+
 def without_flagged(row: LeaderboardRow, *, span: bool = False) -> str:
     """Write a score without the flagged answers, with ``span`` its interval too; "" where no answer is flagged."""
     if row.unflagged_n is None:

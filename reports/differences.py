@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from reports.claims import Statement
 from reports.formats import csv_text, json_text, latex_table, markdown_table
 from reports.marks import MARK, marked_name
-from reports.numbers import interval, number, p_text
+from reports.numbers import LOWER, interval, number, p_text
 
 COLUMNS = ("model", "other", "benchmark", "version", "judge", "baseline", "metric", "value", "low", "high", "p",
            "p_holm", "n", "missing", "detectable", "verdict", "sentence")  # fmt: skip
@@ -57,7 +57,9 @@ def _lines(statements: Sequence[Statement], marked: Collection[str]) -> list[lis
             marked_name(row.other_name, marked),
             f"{row.benchmark} {row.version}",
             row.judge_name,
-            row.metric + (f" against {row.baseline_name}" if row.baseline_name else ""),
+            row.metric
+            + (f" against {row.baseline_name}" if row.baseline_name else "")
+            + (f" ({LOWER})" if row.lower_is_better else ""),
             number(row.value, row.metric, sign=True),
             interval(row.low, row.high, row.metric),
             p_text(row.p).removeprefix("p ").removeprefix("= "),

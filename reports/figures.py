@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from reports.claims import Statement
 from reports.figure_style import BLUE, GREY, INK, LINES, VERMILION, Drawing, drawing, lines, panels, short, whisker
 from reports.marks import MARK
-from results.queries import LeaderboardRow, TrainingRow
+from reports.numbers import LOWER
+from results.queries import PUBLISHED, LeaderboardRow, TrainingRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,19 +22,24 @@ def leaderboard_figure(
 ) -> Drawing:
     """Draw every score with its 95 % interval, best first: one panel for each benchmark, judge and metric.
 
+    Scores that others published are grey beside one's own.
+
     The names of models that are ``marked``, whose answers look like attacks on the judge, bear the mark.
     """
 
     def draw(axes: Axes, panel: list[LeaderboardRow]) -> None:
-        panel = sorted(panel, key=lambda row: (row.value is None, -(row.value or 0.0), row.name))
+        panel = sorted(panel, key=lambda row: (*row.rank, row.name))
+        mixed = len({row.kind == PUBLISHED for row in panel}) > 1
         for place, row in enumerate(panel):
-            whisker(axes, place, (row.value, row.low, row.high), BLUE, filled=True)
+            colour = GREY if mixed and row.kind == PUBLISHED else BLUE
+            whisker(axes, place, (row.value, row.low, row.high), colour, filled=True)
         if panel[0].metric.startswith("accuracy") or panel[0].metric.endswith("win_rate"):
             axes.set_xlim(-2, 102)  # the whole scale, so that panels can be compared by eye
         if panel[0].metric.endswith("win_rate"):
             axes.axvline(50, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
         against = f", against {panel[0].baseline_name}" if panel[0].baseline_name else ""
-        title = f"{panel[0].metric}, {panel[0].benchmark} ({panel[0].judge_name}){against}"
+        lower = f", {LOWER}" if panel[0].lower_is_better else ""
+        title = f"{panel[0].metric}, {panel[0].benchmark} ({panel[0].judge_name}){against}{lower}"
         lines(axes, [short(row.name) + (f" {MARK}" if row.name in marked else "") for row in panel], title)
 
     def panel_of(row: LeaderboardRow) -> tuple[str, ...]:
@@ -56,7 +62,8 @@ def differences_figure(statements: Sequence[Statement], *, name: str = "differen
             whisker(axes, place, (row.value, row.low, row.high), colour, filled=each.verdict in colours)
         first = panel[0].difference
         both = f" (both against {first.baseline_name})" if first.baseline_name not in (None, first.other_name) else ""
-        title = f"{first.metric}, {first.benchmark} ({first.judge_name}): minus {first.other_name}{both}"
+        lower = f", {LOWER}" if first.lower_is_better else ""
+        title = f"{first.metric}, {first.benchmark} ({first.judge_name}): minus {first.other_name}{both}{lower}"
         lines(axes, [short(each.difference.name) for each in panel], title)
 
     def panel_of(each: Statement) -> tuple[str, ...]:

@@ -19,11 +19,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evals.records import Model
+from evals.records import LOWER_IS_BETTER, Model
 from reports.ablation import ablation
 from reports.audit import judge_audit, visible
 from reports.browser import INLINE, Material, Packed, pack
-from reports.compare import Comparison, comparison, without_flagged
+from reports.compare import Comparison, among, comparison, without_flagged
 from reports.costs import cost_groups, cost_parts, cost_total, model_costs
 from reports.figure_files import further_drawings
 from reports.figure_svg import svg
@@ -34,7 +34,7 @@ from reports.overview import overview
 from reports.provenance import provenance, table
 from reports.score_groups import difference_groups, score_groups
 from results import audit_queries, detail_queries, queries
-from results.queries import AnswerRow, RunRow
+from results.queries import AnswerRow, LeaderboardRow, RunRow
 from results.store import Ledger
 
 _HERE = Path(__file__).parent
@@ -44,15 +44,21 @@ _SCRIPTS = ("texts.js", "parts.js", "tables.js", "answers.js", "scatter.js", "pa
 
 
 def write_page(
-    ledger: Ledger, path: Path, *, title: str, notes: Sequence[str] | None = None, inline: int = INLINE
+    ledger: Ledger,
+    path: Path,
+    *,
+    title: str,
+    notes: Sequence[str] | None = None,
+    context: Sequence[LeaderboardRow] = (),
+    inline: int = INLINE,
 ) -> list[Path]:
     """Write the page of :func:`page` to ``path``, and return the files written; folders are made where missing.
 
     Of the answers and replies, at most ``inline`` characters are in the page, and the rest in the folder ``NAME.parts``
-    beside it, which has to go wherever the page goes.
+    beside it, which has to go wherever the page goes. ``context`` are published scores to show among the ledger's.
     """
     parts = path.with_suffix(".parts")
-    text, beside = _built(ledger, title=title, notes=notes, inline=inline, parts=parts.name)
+    text, beside = _built(ledger, title=title, notes=notes, context=context, inline=inline, parts=parts.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     for name, content in beside.items():
         parts.mkdir(exist_ok=True)
@@ -68,11 +74,17 @@ def page(ledger: Ledger, *, title: str, notes: Sequence[str] | None = None) -> s
 
     ``notes`` stand at its top, where nobody misses them; None means those of the last run's experiment.
     """
-    return _built(ledger, title=title, notes=notes, inline=2**62, parts="")[0]
+    return _built(ledger, title=title, notes=notes, context=(), inline=2**62, parts="")[0]
 
 
 def _built(
-    ledger: Ledger, *, title: str, notes: Sequence[str] | None, inline: int, parts: str
+    ledger: Ledger,
+    *,
+    title: str,
+    notes: Sequence[str] | None,
+    context: Sequence[LeaderboardRow],
+    inline: int,
+    parts: str,
 ) -> tuple[str, dict[str, str]]:
     """Return the page, and what does not fit into it by name."""
     compared = comparison(ledger)
@@ -97,7 +109,7 @@ def _built(
         notes=_notes(runs) if notes is None else notes,
         summary=_summary(compared, answers, models),
         overview=overview(compared.rows, marked=marked, costs=model_costs(costs)),
-        scores=score_groups(compared.rows),
+        scores=score_groups(among(compared.rows, context)),
         differences=difference_groups(compared.statements, marked),
         figures=[(each.label, svg(each)) for each in further_drawings(ledger, compared.rows)],
         compared=len(compared.statements),
@@ -174,6 +186,8 @@ def _render(**context: Any) -> str:
         there=there,
         mark=MARK,
         attack=ATTACK,
+        lower=LOWER_IS_BETTER,
+        published=queries.PUBLISHED,
     )
     return re.sub("[\ud800-\udfff]", "\ufffd", made) + "\n"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 MISSING = "missing"
+LOWER = "lower is better"
 
 
 # Metrics by what they are counted in; what an objective is, only its study knows. Any other is of a task of lm-eval,

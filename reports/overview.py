@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.costs import Cost
+from reports.numbers import LOWER
 from results.queries import LeaderboardRow
 
 CITED = ("lc_win_rate", "average", "elo", "accuracy", "win_rate")  # the first of these that a benchmark has
@@ -22,12 +23,14 @@ class Column:
     judge: str
     baseline: str
     metric: str
+    lower_is_better: bool
 
     @property
     def scored(self) -> str:
         """How the metric came about, in words."""
         by = "checked" if self.judge == "check" else f"by {self.judge}"
-        return f"{by}, against {self.baseline}" if self.baseline else by
+        against = f", against {self.baseline}" if self.baseline else ""
+        return f"{by}{against}{f', {LOWER}' if self.lower_is_better else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +75,12 @@ def overview(
 
 
 def _columns(rows: Sequence[LeaderboardRow]) -> list[Column]:
-    found: dict[tuple[str, str, str, str], list[str]] = {}
+    found: dict[tuple[str, str, str, str], dict[str, LeaderboardRow]] = {}
     for row in rows:
         if row.metric not in _NOT_CITED:
             key = (row.benchmark, row.version, row.judge_name, row.baseline_name or "")
-            found.setdefault(key, []).append(row.metric)
-    return [Column(*key, cited(metrics)) for key, metrics in found.items()]
+            found.setdefault(key, {}).setdefault(row.metric, row)
+    return [_column(metrics[cited(list(metrics))]) for metrics in found.values()]
 
 
 def cited(metrics: Sequence[str]) -> str:
@@ -86,9 +89,8 @@ def cited(metrics: Sequence[str]) -> str:
 
 
 def _column(row: LeaderboardRow) -> Column:
-    return Column(row.benchmark, row.version, row.judge_name, row.baseline_name or "", row.metric)
+    return Column(row.benchmark, row.version, row.judge_name, row.baseline_name or "", row.metric, row.lower_is_better)
 
 
 def _best_first(line: Line) -> list[tuple[bool, float]]:
-    values = [None if cell is None else cell.value for cell in line.cells]
-    return [(value is None, -(value or 0.0)) for value in values]
+    return [(True, 0.0) if cell is None else cell.rank for cell in line.cells]

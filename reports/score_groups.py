@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from evals.records import LOWER_IS_BETTER
 from reports.claims import Statement
 from reports.figure_svg import svg
 from reports.figures import differences_figure, leaderboard_figure
 from reports.marks import detectors, footnotes, marked_models
+from reports.numbers import LOWER, points
 from reports.overview import cited
-from results.queries import LeaderboardRow
+from results.queries import PUBLISHED, LeaderboardRow
 
 
 def score_groups(rows: Sequence[LeaderboardRow]) -> list[dict[str, Any]]:
@@ -24,17 +26,21 @@ def score_groups(rows: Sequence[LeaderboardRow]) -> list[dict[str, Any]]:
         against = f", against {baseline} (50 is even with it)" if baseline else ""
         leads = (benchmark, version, metric, judge, baseline) in first
         drawn = leads and any(row.value is not None for row in found)
+        grey = _published(found) if drawn else ""
         names = marked[benchmark, version] & {row.name for row in found}
         of_names = [r for r in rows if r.name in names and (r.benchmark, r.version) == (benchmark, version)]
         groups.append(
             {
                 "title": f"{benchmark} {version} · {metric}",
-                "how": f"{_judged(judge)}{against}.",
+                "how": f"{_judged(judge)}{against}.{_lower(found[0].lower_is_better)}{grey}",
+                "lower": found[0].lower_is_better,
                 "benchmark": f"{benchmark} {version}",
                 "judge": judge,
                 "first": leads,
                 "rows": found,
-                "flagged": any(len(row.flags) > len(detectors(row.flags)) for row in found),
+                "flagged": any(
+                    flag != LOWER_IS_BETTER and not detectors([flag]) for row in found for flag in row.flags
+                ),
                 "unflagged": any(row.unflagged_n is not None for row in found),
                 "marked": names,
                 "footnotes": footnotes(of_names),
@@ -62,7 +68,9 @@ def difference_groups(
         both = f", both against {baseline}" if baseline not in ("", other) else ""
         shown: dict[str, Any] = {"rows": found, "figure": figure, "marked": marked.get((benchmark, version), ())}
         shown |= {"benchmark": f"{benchmark} {version}", "judge": judge, "first": leads}
-        groups.append({"title": title, "how": f"{_judged(judge)}{both}; in points.", **shown})
+        how = f"{_judged(judge)}{both}{'; in points' if points(metric) else ''}."
+        lower = found[0].difference.lower_is_better
+        groups.append({"title": title, "how": how + _lower(lower), "lower": lower, **shown})
     return groups
 
 
@@ -72,6 +80,15 @@ def _first(keys: Iterable[tuple[str, str, str, str, str]]) -> set[tuple[str, str
     for benchmark, version, metric, judge, baseline in keys:
         metrics.setdefault((benchmark, version, judge, baseline), []).append(metric)
     return {(b, v, cited(found), j, base) for (b, v, j, base), found in metrics.items()}
+
+
+def _published(rows: Sequence[LeaderboardRow]) -> str:
+    kinds = {row.kind == PUBLISHED for row in rows}
+    return " Grey in the figure: published by others." if len(kinds) > 1 else ""
+
+
+def _lower(lower_is_better: bool) -> str:
+    return f" {LOWER.capitalize()}." if lower_is_better else ""
 
 
 def _judged(judge: str) -> str:

@@ -10,7 +10,7 @@ function sortable(table) {
     button.addEventListener("click", () => {
       // The first click on a number asks for the best.
       const before = header.getAttribute("aria-sort");
-      const rising = before ? before === "descending" : !numeric;
+      const rising = before ? before === "descending" : !numeric || "lower" in header.dataset;
       for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
       header.setAttribute("aria-sort", rising ? "ascending" : "descending");
       const key = (row) => (numeric ? row.cells[column].dataset.value : row.cells[column].textContent.trim());

@@ -64,23 +64,24 @@ class LengthRow:
     baseline_characters: float | None  # of the baseline's answers, where those are known
 
 
-def coefficient_means(ledger: Ledger) -> list[CoefficientMean]:
-    """Return the coefficients of every merge by layer and module; experts of one layer count as one module.
+def coefficient_means(ledger: Ledger, *, model: str | None = None) -> list[CoefficientMean]:
+    """Return the coefficients of a merge, or of every one, by layer and module; experts of one layer are one module.
 
-    Merges that studies tried are left out: there are many, and a study's own report shows its best.
+    Of all, merges that studies tried are left out: there are many, and a study's own report shows its best.
     """
-    query = r"""
+    which = "model NOT IN (SELECT model FROM trials)" if model is None else "model = ?"
+    query = rf"""
         SELECT model_name, name, source_name, layer,
                regexp_replace(regexp_replace(
                    coalesce(nullif(regexp_extract(tensor, '(?:^|\.)(?:layers?|h|blocks?)\.\d+\.(.+)$', 1), ''), tensor),
                    '\.weight$', ''), '\.\d+\.', '.*.', 'g') AS module,
                avg(value), count(*)
         FROM coefficients_wide
-        WHERE model NOT IN (SELECT model FROM trials)
+        WHERE {which}
         GROUP BY model, model_name, name, source, source_name, layer, module
         ORDER BY model_name, model, name, source_name NULLS FIRST, layer NULLS FIRST, module
     """
-    return [CoefficientMean(*row) for row in ledger.sql(query).fetchall()]
+    return [CoefficientMean(*row) for row in ledger.sql(query, *([] if model is None else [model])).fetchall()]
 
 
 def meetings(ledger: Ledger) -> list[Meetings]:

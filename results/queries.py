@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from evals.records import PROMPTS
+from evals.records import LOWER_IS_BETTER, PROMPTS
 
 if TYPE_CHECKING:
     from results.store import Ledger
+
+
+PUBLISHED = "published"
+"""The kind of a model that is known by its published answers, judgments or scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +49,24 @@ class LeaderboardRow:
     unflagged_high: float | None = None
     unflagged_n: int | None = None
 
+    @property
+    def lower_is_better(self) -> bool:
+        """Tell whether less of the metric is better."""
+        return LOWER_IS_BETTER in self.flags
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """What rows of one metric are sorted by: the best first, those without a value last."""
+        value = self.value or 0.0
+        return self.value is None, value if self.lower_is_better else -value
+
 
 @dataclass(frozen=True, slots=True)
 class DifferenceRow:
-    """``name`` minus ``other_name`` in one metric, over the questions that both have."""
+    """``name`` minus ``other_name`` in one metric, over the questions that both have.
+
+    Below 0 is better where ``lower_is_better``.
+    """
 
     name: str
     other_name: str
@@ -65,6 +83,7 @@ class DifferenceRow:
     missing: int
     p_holm: float | None = None  # p, corrected for all differences computed with it
     detectable: float | None = None  # the smallest true difference found with a power of 80 %
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +206,13 @@ def leaderboard(
         WHERE ($1 IS NULL OR $1 IN (benchmark, benchmark || '@' || version))
           AND ($2 IS NULL OR model = $2 OR model IN (SELECT id FROM model_names WHERE $2 IN (name, display)))
           AND ($3::VARCHAR[] IS NULL OR list_contains($3::VARCHAR[], model))
-        ORDER BY benchmark, version, judge_name, baseline_name, metric, value DESC NULLS LAST, name, model
+        ORDER BY benchmark, version, judge_name, baseline_name, metric,
+                 CASE WHEN list_contains(flags, $4) THEN -value ELSE value END DESC NULLS LAST, name, model
         """,
         benchmark,
         model,
         None if models is None else list(models),
+        LOWER_IS_BETTER,
     )
     return [LeaderboardRow(*(*row[:14], tuple(row[14]), *row[15:])) for row in rows]
 
@@ -210,11 +231,15 @@ def differences(
     rows = _rows(
         ledger,
         """
+        WITH falling AS (
+            SELECT DISTINCT benchmark, version, metric, true AS lower FROM scores WHERE list_contains(flags, $4)
+        )
         SELECT coalesce(m.display, d.model) AS model_name, coalesce(o.display, d.other) AS other_name,
                benchmark, version, coalesce(j.display, d.judge) AS judge_name,
                coalesce(b.display, nullif(d.baseline, '')) AS baseline_name, metric, value, low, high, p, n, missing,
-               p_holm, detectable
+               p_holm, detectable, coalesce(lower, false)
         FROM differences d
+        LEFT JOIN falling USING (benchmark, version, metric)
         LEFT JOIN model_names m ON m.id = d.model
         LEFT JOIN model_names o ON o.id = d.other
         LEFT JOIN model_names j ON j.id = d.judge
@@ -225,12 +250,13 @@ def differences(
           AND ($1 IS NULL OR $1 IN (benchmark, benchmark || '@' || version))
           AND ($2 IS NULL OR $2 IN (d.model, m.name, m.display, d.other, o.name, o.display))
           AND ($3::VARCHAR[] IS NULL OR list_has_all($3::VARCHAR[], [d.model, d.other]))
-        ORDER BY benchmark, version, judge_name, baseline_name, metric, other_name, value DESC NULLS LAST,
-                 model_name, d.model, d.other
+        ORDER BY benchmark, version, judge_name, baseline_name, metric, other_name,
+                 CASE WHEN lower THEN -value ELSE value END DESC NULLS LAST, model_name, d.model, d.other
         """,
         benchmark,
         model,
         None if models is None else list(models),
+        LOWER_IS_BETTER,
     )
     return [DifferenceRow(*row) for row in rows]
 

@@ -455,7 +455,8 @@ LEFT JOIN model_names m ON m.id = s.model
 LEFT JOIN model_names j ON j.id = s.judge
 LEFT JOIN model_names b ON b.id = s.baseline
 WHERE NOT ends_with(s.metric, ':unflagged') AND coalesce(m.kind, '') NOT IN ('panel', 'control', 'retest')
-ORDER BY s.benchmark, s.version, judge_name, baseline_name, s.metric, s.value DESC NULLS LAST, name, s.model;
+ORDER BY s.benchmark, s.version, judge_name, baseline_name, s.metric,
+    CASE WHEN list_contains(s.flags, 'lower_is_better') THEN -s.value ELSE s.value END DESC NULLS LAST, name, s.model;
 COMMENT ON VIEW leaderboard IS 'Every score of a candidate with its 95 % interval, the same without its flagged answers (unflagged: NULL where none is flagged) and the names of model, judge and baseline; the best of each metric first.';
 
 CREATE OR REPLACE VIEW answers_wide AS

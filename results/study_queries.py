@@ -57,6 +57,25 @@ class TrialRow:
         return self.amounts[0] if self.amounts else None
 
     @property
+    def comparable(self) -> float | None:
+        """What to hold against other trials: of one that was dropped its estimate over all questions."""
+        return self._estimate if self.is_estimated else self.value
+
+    @property
+    def interval(self) -> tuple[float | None, float | None]:
+        """The 95 % interval of what is comparable; an estimate has none."""
+        return (None, None) if self.is_estimated else (self.low, self.high)
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether it was dropped, and is known by its estimate."""
+        return self.state == "dropped" and self._estimate is not None
+
+    @property
+    def _estimate(self) -> float | None:
+        return next((part["value"] for part in self.parts if part["kind"] == "estimate"), None)
+
+    @property
     def low(self) -> float | None:
         """The lower end of the first objective's 95 % interval."""
         return self.lows[0] if self.lows else None
@@ -97,13 +116,3 @@ def earlier_trials(ledger: Ledger, study: Study) -> list[tuple[Study, Trial, Out
     last = {(o.study, o.model): o for o in sorted(ledger.outcomes(part="search"), key=lambda o: o.rung)}
     keys = [(s, number) for s, number in rows if s in alike and (s, trials[s, number].model) in last]
     return [(alike[s], trials[s, number], last[s, trials[s, number].model]) for s, number in keys]
-
-
-def spent_on(ledger: Ledger, model: str) -> float | None:
-    """Return the US dollars that a model's answers and judgments cost; None where an endpoint's price is not known."""
-    [(dollars, unpriced)] = ledger.sql(
-        """SELECT coalesce(fsum(dollars), 0), coalesce(sum(unpriced) FILTER (asked_kind = 'endpoint'), 0)
-        FROM costs WHERE model = ?""",
-        model,
-    ).fetchall()
-    return None if unpriced else float(dollars)

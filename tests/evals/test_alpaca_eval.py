@@ -351,6 +351,7 @@ def test_the_interval_at_equal_lengths_is_that_of_refitting_on_resampled_questio
     assert parts.std(ddof=1) / 805**0.5 == pytest.approx(1.52, rel=0.1)
 
 
+@pytest.mark.slow
 def test_two_models_that_are_no_different_are_not_told_apart_at_equal_lengths():
     benchmark, one = published("FuseChat-Llama-3.1-8B-Instruct")
     _, other = published("gemma-2b-it")

@@ -355,6 +355,7 @@ def test_a_quota_used_up_for_the_day_stops_everything() -> None:
     assert server.count <= 32
 
 
+@pytest.mark.slow
 def test_a_limited_rate_is_learned_without_a_storm() -> None:
     limit = Limit(rate=800, burst=20)
     with FakeServer(limit=limit, keep=False) as server:

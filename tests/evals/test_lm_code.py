@@ -18,9 +18,9 @@ def test_pass_at_k_is_the_share_of_draws_that_hold_a_correct_one():
 
 def test_every_candidate_is_run_with_its_own_tests_and_averaged_over_tasks():
     ran = []
-    metric = SandboxedCodeEval(lambda programs: [ran.append(p) or "good" in p for p in programs])
+    metric = SandboxedCodeEval(lambda pairs: [ran.append(pair) or "good" in pair[0] for pair in pairs])
     found, passed = metric.compute(references=["t1", "t2"], predictions=[["good", "bad"], ["bad", "bad"]], k=[1, 2, 5])
-    assert ran == ["good\nt1", "bad\nt1", "bad\nt2", "bad\nt2"]
+    assert ran == [("good", "t1"), ("bad", "t1"), ("bad", "t2"), ("bad", "t2")]
     assert found == {"pass@1": 0.25, "pass@2": 0.5}
     assert passed[0] == [True, False]
 

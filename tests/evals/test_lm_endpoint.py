@@ -1,7 +1,9 @@
 """Endpoints as lm-eval asks them: chats by our client, log-likelihoods over a wire by lm-eval's own."""
 
+import gc
 import json
 import threading
+import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -113,3 +115,33 @@ def test_log_likelihoods_are_those_that_the_server_echoes_and_the_key_goes_along
         assert total == pytest.approx(-sum(after) / 100)
         assert greedy == all(i % 2 == 0 for i in after)
     assert set(Echo.keys) == {"Bearer sesame"}
+
+
+class Broken(Echo):
+    """A server that has had enough."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(500)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_a_server_that_gives_no_log_likelihoods_is_told_of_without_the_key(tmp_path, capfd, caplog, concurrency):
+    from evals.lm_endpoint import Completions
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Broken)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    folder = tokenizer_folder(tmp_path / "tokenizer", size=400)
+    address = f"http://127.0.0.1:{server.server_port}/v1"
+    told = Completions(address, "m", "sesame", str(folder), concurrency=concurrency, max_attempts=2)
+    try:
+        with pytest.raises(ChatError, match=r"gave no log-likelihoods in 2 attempts: .*500") as caught:
+            list(lm(Scripted(), completions=told).respond([wish("loglikelihood", "the", word) for word in "ab"]))
+    finally:
+        server.shutdown()
+        server.server_close()
+    gc.collect()  # of tasks that nobody waited for, asyncio tells then
+    said = "".join([*capfd.readouterr(), caplog.text, *traceback.format_exception(caught.value)])
+    assert "sesame" not in said

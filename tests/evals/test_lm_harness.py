@@ -1,15 +1,18 @@
 """lm-eval's tasks as benchmarks: the prompts and numbers are lm-eval's own, whatever is asked and in whatever order."""
 
 import dataclasses
+import math
 
+import pandas as pd
 import pytest
 
 from evals.answer import asks, no_price
 from evals.assets import AssetError
-from evals.benchmark import Evidence, Wanted
+from evals.benchmark import MEASURE_COLUMNS, Evidence, Wanted
 from evals.chat import NoReply
 from evals.lm_harness import load_task, stored_task
-from evals.records import Answer, Failure
+from evals.lm_samples import answers
+from evals.records import LOWER_IS_BETTER, Aggregate, Answer, Failure
 from evals.stats import mean_scores
 from tests.evals.lm_task_files import CHOICE, CODE, COLOURS, GENERATIVE, SUMS, Says, task_file
 
@@ -39,8 +42,6 @@ def ask(task, model, questions=None, identity="m"):
 
 
 def scored(task, answers):
-    import pandas as pd
-
     done = task.harness.measure(answers)
     rows = [(m.model, m.question, m.metric, m.value, m.weight) for m in done.measures]
     frame = pd.DataFrame(rows, columns=["model", "question", "metric", "value", "weight"])
@@ -126,6 +127,13 @@ def test_an_answer_whose_one_request_fails_is_a_failure_and_a_missing_question(c
     assert (scores["acc"].n, scores["acc"].missing) == (5, 1)
 
 
+def test_what_replies_cost_whose_tokens_nobody_counted_is_not_known(colours):
+    wanted = list(asks(colours.questions(), identity="m", sampling=colours.sampling))
+    model = Says(lambda _: (-1.0, False))
+    found = colours.harness.answers(wanted, identity="m", model=model, cost=lambda reply: reply.prompt_tokens * 0.1)
+    assert {each.cost for each in found} == {None}
+
+
 def test_a_chat_template_and_system_instruction_stand_around_the_prompt(sums):
     model = Says(right)
     ask(sums(apply_chat_template=True, system_instruction="Add."), model)
@@ -140,7 +148,14 @@ def test_what_changes_a_score_changes_the_version_and_the_place_of_data_does_not
     ]
     assert len(set(versions)) == 4
     assert versions[0].startswith("1.0-2shot-") and versions[2].startswith("1.0-2shot-chat-")
-    assert sums(data=str(tmp_path / "elsewhere")).version == sums(backend="hf").version == versions[0]
+    assert sums(data=str(tmp_path / "elsewhere")).version == sums(batch_size=4).version == versions[0]
+
+
+def test_answers_by_another_backend_are_never_taken_for_the_engines(sums):
+    engine, transformers = sums(), sums(backend="hf")
+    keys = [next(asks(t.questions(), identity="m", sampling=t.sampling)).key for t in (engine, transformers)]
+    assert keys[0] != keys[1]
+    assert transformers.version.startswith("1.0-2shot-hf-")
 
 
 def test_other_data_of_the_same_task_are_other_questions(tmp_path):
@@ -152,7 +167,8 @@ def test_other_data_of_the_same_task_are_other_questions(tmp_path):
     assert before != after and dataclasses.replace(after, check=before.check) == before
 
 
-def test_a_metric_that_is_no_mean_or_better_when_less_has_lm_evals_figure_and_no_items(tmp_path):
+@pytest.mark.slow
+def test_a_metric_that_is_no_mean_has_lm_evals_figure_and_no_items_and_a_brier_score_has_both(tmp_path):
     docs = [{**d, "options": ["red", "green"], "right": n % 2} for n, d in enumerate(COLOURS)]
     metrics = [{"metric": "f1", "aggregation": "f1", "higher_is_better": True},
                {"metric": "brier_score", "aggregation": "brier_score", "higher_is_better": False}]  # fmt: skip
@@ -160,9 +176,43 @@ def test_a_metric_that_is_no_mean_or_better_when_less_has_lm_evals_figure_and_no
                      metric_list=metrics)  # fmt: skip
     task = load_task(str(file), version=None, options={"data": str(tmp_path / "colours")})
     scores, done, told = scored(task, ask(task, Says(lambda i: (-float(len(i.args[1])), False))))
-    assert not done.measures and not [a for a in done.aggregates if a.is_mean]
-    assert scores["brier_score"].flags == ("lower_is_better",)
+    assert {a.metric: a.is_mean for a in done.aggregates} == {"f1": False, "brier_score": True}
+    assert {m.metric for m in done.measures} == {"brier_score"} and len(done.measures) == len(docs)
+    assert scores["brier_score"].value == pytest.approx(told.aggregates[1].value)
+    assert told.aggregates[1].higher_is_better is False
     assert {s.metric for s in task.like_published(told)} == {"f1:lm_eval", "brier_score:lm_eval"}
+
+
+def test_a_score_of_which_less_is_better_says_so_question_by_question_too(colours):
+    aggregate = Aggregate("m", colours.name, colours.version, "loss", 0.5, None, 2, True, False)
+    frame = pd.DataFrame([("m", "0", "loss", 0.2, 1.0), ("m", "1", "loss", 0.8, 1.0)], columns=MEASURE_COLUMNS)
+    wanted = [Wanted("m", "check", None, frozenset("01"))]
+    none = pd.DataFrame()
+    told = Evidence(colours.questions(), wanted, none, none, measured=lambda: (frame, [aggregate]))
+    found = colours.score(told)
+    assert found.flags == {("m", "check", None, "loss"): (LOWER_IS_BETTER,)}
+    assert list(found.items["value"]) == [0.2, 0.8]
+
+
+def test_bits_per_byte_are_a_mean_that_bytes_weigh_and_perplexities_are_lm_evals_own(tmp_path):
+    docs = [{"text": "ab"}, {"text": "abcdef"}]
+    names = ("bits_per_byte", "byte_perplexity")
+    metrics = [{"metric": name, "aggregation": name, "higher_is_better": False} for name in names]
+    metrics[1]["aggregation"] = "weighted_perplexity"
+    file = task_file(tmp_path, CHOICE, docs, output_type="loglikelihood_rolling", doc_to_text="", doc_to_choice=None,
+                     doc_to_target="{{text}}", metric_list=metrics)  # fmt: skip
+    task = load_task(str(file), version=None, options={"data": str(tmp_path / "colours")})
+    scores, done, _ = scored(task, ask(task, Says(lambda i: -8.0 if i.doc["text"] == "ab" else -4.0)))
+    assert scores["bits_per_byte"].value == pytest.approx(12 / 8 / math.log(2))
+    assert scores["byte_perplexity"].value == pytest.approx(math.exp(12 / 8))
+    assert {m.metric for m in done.measures} == {"bits_per_byte"}
+
+
+def test_a_document_that_nothing_can_be_asked_of_is_a_failure_that_says_why(sums):
+    task = sums()
+    wanted = list(asks(task.questions()[:1], identity="m", sampling=task.sampling))
+    [failure] = answers(wanted, {"0": []}, identity="m", model=Says(right), cost=no_price)
+    assert isinstance(failure, Failure) and "makes no request of this document" in failure.message
 
 
 def test_a_stored_task_is_scored_without_its_data_and_says_so_when_asked():
@@ -184,7 +234,7 @@ def test_code_is_refused_without_a_sandbox_and_where_it_would_run_outside_of_it(
         load_task(str(contained), version=None, options=options).questions()
     ran = []
     load_task(str(contained), version=None, options=options, run_tests=lambda p: ran.extend(p) or [True]).questions()
-    assert ran == ["pass"]  # to see that there is a sandbox
+    assert ran == [("pass", "pass")]  # to see that there is a sandbox
     outside = task_file(
         tmp_path, CODE, docs, metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
     )

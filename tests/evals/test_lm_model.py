@@ -2,8 +2,9 @@
 
 import pytest
 
-from evals.chat import NoReply
+from evals.chat import ChatError, NoReply
 from evals.lm_harness import load_task
+from evals.lm_options import ENGINE_DRAWS, LENGTHS
 from tests.evals.lm_task_files import CHOICE, COLOURS, GENERATIVE, SUMS, task_file
 from tests.fusion.tiny_models import model_folder
 
@@ -98,6 +99,29 @@ def test_our_transformers_responder_gives_exactly_what_lm_evals_backend_gives(fo
             assert found[number].value == instance.resps[0]
 
 
+def test_a_shared_context_is_computed_once_and_scored_as_transformers_score_it(engine, folder):
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from evals.lm_model import EngineLM, scored_params
+
+    context = " ".join(["the cat sat on a mat and so it was that"] * 8)
+    ends = [" the cat", " a mat", " the cat sat", " the cat"]  # one twice, and one that begins as another
+    asked = [Instance("loglikelihood", {}, (context, end), n, ("t", n, 1)) for n, end in enumerate(ends)]
+    engine.load(folder, identity="tiny")
+    lm = EngineLM(engine)
+    length = len(lm.tok_encode(context))
+    assert 128 < length < 240
+    ours = lm.loglikelihood(asked)
+    again = lm.loglikelihood(asked)  # all of which the engine has at hand now
+    theirs = HFLM(str(folder), device="cpu", dtype="float32", max_length=256).loglikelihood(asked)
+    for one, two, other in zip(ours, again, theirs, strict=True):
+        assert one == (pytest.approx(other[0], abs=5e-3), other[1])
+        assert two == (pytest.approx(one[0], abs=1e-4), one[1])
+    [(_, output)] = engine.complete([([*lm.tok_encode(context), 5, 6], scored_params(reuse=True))])
+    assert output.num_cached_tokens >= 128
+
+
 def test_a_reply_that_the_engine_cannot_hold_is_said_and_not_shortened(engine):
     from lm_eval.api.instance import Instance
 
@@ -106,6 +130,37 @@ def test_a_reply_that_the_engine_cannot_hold_is_said_and_not_shortened(engine):
     asked = Instance("generate_until", {}, ("the cat", {"until": [], "max_gen_toks": 300}), 0, ("t", 0, 1))
     [(_, said)] = EngineLM(engine).respond([Wish(asked, 0)])
     assert isinstance(said, NoReply) and said.kind == "context_length" and "max_gen_toks" in said.message
+
+
+def test_an_empty_text_has_lm_evals_own_log_likelihood(engine, folder):
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from evals.lm_model import EngineLM, Wish
+
+    asked = Instance("loglikelihood_rolling", {}, ("",), 0, ("t", 0, 1))
+    [(_, said)] = EngineLM(engine).respond([Wish(asked, 0)])
+    beside = Instance("loglikelihood_rolling", {}, ("the cat",), 0, ("t", 1, 1))
+    theirs = HFLM(str(folder), device="cpu", dtype="float32").loglikelihood_rolling([asked, beside])
+    assert said.value == theirs[0] == 0.0
+
+
+def test_the_engine_can_be_told_all_that_a_plan_allows_and_says_what_it_refuses(engine):
+    from lm_eval.api.instance import Instance
+    from vllm import SamplingParams
+
+    from evals.lm_model import EngineLM, Wish
+
+    ours = {"until", "do_sample", *LENGTHS}
+    SamplingParams(**{name: getattr(SamplingParams(), name) for name in ENGINE_DRAWS - ours})
+    asked = Instance(
+        "generate_until", {}, ("the cat", {"until": [], "max_gen_toks": 3, "num_beams": 1}), 0, ("t", 0, 1)
+    )
+    [(_, said)] = EngineLM(engine).respond([Wish(asked, 0)])
+    assert said.output_tokens == 3
+    asked.arguments[1]["num_beams"] = 4
+    with pytest.raises(ChatError, match=r"cannot draw replies by .*num_beams.*backend: hf"):
+        list(EngineLM(engine).respond([Wish(asked, 0)]))
 
 
 def test_drawn_replies_differ_by_seed_and_return_with_it(engine):

@@ -36,10 +36,15 @@ def watch(*_: object) -> None:
 
 
 class PlantedEngines(Engines):
-    """Engines without vLLM; ``stop_after`` answers, ``stop`` is called, and ``loads`` counts weights put in."""
+    """Engines without vLLM; ``stop_after`` answers, ``stop`` is called, and ``loads`` counts weights put in.
+
+    Merges fail every fourth question with ``failing``, a kind of failure.
+    """
 
     stop_after: int | None = None
+    failing: str | None = None
     loads = 0
+    planted: Any = None
 
     @staticmethod
     def stop() -> None:
@@ -47,29 +52,31 @@ class PlantedEngines(Engines):
         os.kill(os.getpid(), 9)
 
     def _loaded(self, candidate: Candidate) -> Any:
-        if isinstance(self._local, PlantedModel) and self._local.identity == candidate.id:
-            return self._local
-        tensors = _tensors(candidate)
+        if isinstance(self.planted, PlantedModel) and self.planted.identity == candidate.id:
+            return self.planted
+        tensors = _tensors(self, candidate)
         PlantedEngines.loads += 1
-        self._local = PlantedModel(self, float(tensors["model.norm.weight"].float().mean()), candidate.id)  # type: ignore[assignment]
-        return self._local
+        fails = self.failing if candidate.merge else None
+        weight = float(tensors["model.norm.weight"].float().mean())
+        self.planted = PlantedModel(self, weight, candidate.id, fails)
+        return self.planted
 
 
-def _tensors(candidate: Candidate) -> dict[str, Any]:
+def _tensors(engines: Engines, candidate: Candidate) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     assert candidate.folder is not None
     if candidate.folder.exists():
         return load_file(candidate.folder / "model.safetensors")
     assert candidate.stream is not None
-    return dict(candidate.stream.tensors())
+    return dict(engines._ahead.take(candidate.id, candidate.stream.tensors))
 
 
 class PlantedModel:
     """Answers a share of the questions rightly that is 1 at BEST and falls by a quarter for each unit from it."""
 
-    def __init__(self, engines: PlantedEngines, weight: float, identity: str) -> None:
-        self.engines, self.identity = engines, identity
+    def __init__(self, engines: PlantedEngines, weight: float, identity: str, fails: str | None) -> None:
+        self.engines, self.identity, self.fails = engines, identity, fails
         share = max(0.0, 1 - abs(weight - BEST) / 4)
         ranked = sorted(CHECKED, key=lambda q: content_key("rank", q.id))
         self.right = {q.turns[-1]: q.reference[-1] for q in ranked[: round(share * len(ranked))]}
@@ -82,6 +89,9 @@ class PlantedModel:
                 if self.engines.stop_after < 0:
                     self.engines.ledger.flush()
                     self.engines.stop()
+            if self.fails and index % 4 == 3:
+                yield index, NoReply(self.fails, "planted", 1)
+                continue
             said = request.messages[-1].content
             text = "A" if "Reply with one letter" in said else self.right.get(said, "I do not know.")
             yield index, Reply(text, "stop", 5, 1 + len(text.split()), 0.0, self.identity)
@@ -117,19 +127,26 @@ def ablation_yaml(folder: Path, *, judged: bool = False, **block: Any) -> Path:
     return file
 
 
-def open_study(file: Path, ledger: Ledger, *, stop_after: int | None = None) -> Ablation:
+def open_study(
+    file: Path,
+    ledger: Ledger,
+    *,
+    stop_after: int | None = None,
+    failing: str | None = None,
+    retry_failed: bool = False,
+) -> Ablation:
     """Return a study as it stands."""
     read = load_ablation(file)
     models = resolve(read, beside=file.parent, cache=file.parent / "cache")
     engines = PlantedEngines(read.engine.settings(), watch, {}, ledger)
-    engines.stop_after = stop_after
-    run = Run(read, models, ledger, engines, watch, Path)
+    engines.stop_after, engines.failing = stop_after, failing
+    run = Run(read, models, ledger, engines, watch, Path, retry_failed=retry_failed)
     return Ablation(plan_study(read, run))
 
 
-def done(file: Path, ledger: Ledger, *, stop_after: int | None = None) -> Ablation:
+def done(file: Path, ledger: Ledger, **how: Any) -> Ablation:
     """Do what is left of a study."""
-    return ablate(open_study(file, ledger, stop_after=stop_after).plan)
+    return ablate(open_study(file, ledger, **how).plan)
 
 
 if __name__ == "__main__":  # so that a study can be killed

@@ -6,19 +6,27 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
+import yaml
 
-from fuseval.ablate import CapReached, ablate, past, winner_gain
+from fuseval.ablate import ablate, past, winner_gain
 from fuseval.config import ConfigError
 from fuseval.findings import rows, sentences, table
+from fuseval.metering import CapReached
 from fuseval.promotion import kept, promoted
+from fuseval.rungs import ask_rung
 from fuseval.source_studies import add_source, leave_one_out
 from fuseval.study import count, plan_study
 from fuseval.studying import Wanted, study
-from fuseval.trials import Ablation
+from fuseval.trials import Ablation, score_on
+from fuseval.variant import variant
+from fusion.errors import FusionError
 from results.store import Ledger
 from tests.fuseval.planted import OBJECTIVE, PlantedEngines, ablation_yaml, done, open_study
+
+pytestmark = pytest.mark.slow
 
 SECONDS = ("making", "answering", "judging")
 WORTH = {(0.0, 0.5): 62.5, (0.0, 1.0): 75.0, (1.0, 0.5): 100.0, (1.0, 1.0): 50.0, (3.0, 0.5): 25.0, (3.0, 1.0): 0.0}
@@ -90,9 +98,9 @@ def test_a_merge_that_another_study_made_is_not_asked_again(studied, tmp_path):
     assert PlantedEngines.loads == 0
 
 
-@pytest.mark.slow
-def test_a_study_killed_twice_ends_with_the_table_of_one_that_was_not(tmp_path):
-    racing = {"racing": {"start": 24}, "holdout": 12, "search": {"kind": "tpe", "trials": 8}}
+@pytest.mark.parametrize("kind", ["tpe", "random"])  # raced one after the other, and rung by rung
+def test_a_study_killed_twice_ends_with_the_table_of_one_that_was_not(tmp_path, kind):
+    racing = {"racing": {"start": 24}, "holdout": 12, "search": {"kind": kind, "trials": 8}}
     file = ablation_yaml(tmp_path, space={"params.weights.two": {"low": 0.0, "high": 3.0}}, **racing)
     command = [sys.executable, "-m", "tests.fuseval.planted", str(file)]
     for stop_after in (150, 120):
@@ -184,12 +192,48 @@ def test_a_merge_that_cannot_be_made_fails_its_trial_and_not_the_study(tmp_path,
     assert "float16" in broken.note
 
 
+def test_a_trial_that_was_merged_once_does_not_fail_for_what_is_wrong_later(tmp_path, ledger):
+    file = ablation_yaml(tmp_path, dtype="float16", space={"params.scale": [1e30]}, racing={"start": 12})
+    study = open_study(file, ledger)
+    ablate(study.plan)
+    [failed] = study.trials
+    begun = replace(failed, state="running", rung=1, note="")
+
+    with pytest.raises(FusionError, match="float16"):
+        ask_rung(study, begun, rung=2)
+    assert study.trials[0].state == "running"
+
+
+def test_who_judged_one_benchmark_before_is_not_wanted_as_the_judge_of_the_next(tmp_path, ledger):
+    study = done(ablation_yaml(tmp_path, space={"params.scale": [0.5]}), ledger)
+    [trial] = study.trials
+    [old] = [s for s in ledger.selections(benchmark="starter") if s.model == trial.model]
+    ledger.add(replace(old, judges=("of-an-earlier-run",)))
+    [one] = study.plan.search
+    other = replace(one, benchmark=replace(one.benchmark, version="next"))
+
+    score_on(study.run, study.candidate(trial), [one, other])
+
+    judges = {s.version: s.judges for s in ledger.selections(benchmark="starter") if s.model == trial.model}
+    assert judges == {one.benchmark.version: ("of-an-earlier-run",), "next": ()}
+
+
 def test_caps_stop_a_study_which_goes_on_with_larger_ones(tmp_path, ledger):
     space = {"params.scale": [0.5, 1.0]}
     assert len(done(ablation_yaml(tmp_path, space=space, caps={"trials": 1}), ledger).trials) == 1
     with pytest.raises(CapReached, match=r"caps\.hours"):
         done(ablation_yaml(tmp_path, space=space, caps={"hours": 1e-9}), ledger)
     assert len(done(ablation_yaml(tmp_path, space=space), ledger).trials) == 2
+
+
+def test_a_cap_on_dollars_is_refused_where_a_judge_has_no_price(tmp_path, ledger):
+    file = ablation_yaml(tmp_path, judged=True, caps={"dollars": 1.0})
+    given = yaml.safe_load(file.read_text())
+    judge = {"name": "gpt", "evaluate": False, "endpoint": {"model": "mine", "base_url": "http://localhost:9/v1"}}
+    given |= {"models": [*given["models"], judge], "judges": [{"model": "gpt"}]}
+    file.write_text(yaml.safe_dump(given))
+    with pytest.raises(ConfigError, match=r"caps\.dollars cannot hold: model 'gpt' needs a price"):
+        open_study(file, ledger)
 
 
 def test_several_objectives_have_a_value_each_and_no_single_winner(tmp_path, ledger):
@@ -237,6 +281,22 @@ def test_adding_a_source_tries_the_best_recipe_without_and_with_it(tmp_path, led
     other = done_file(add_source(study, "one"), study)
 
     assert [variant_worth(other, t) for t in other.trials] == pytest.approx([87.5, 100.0], abs=2.1)
+
+
+def test_only_what_is_given_per_source_is_parted_among_sources_under_globs_too(tmp_path, ledger):
+    params = {"weights": {"*norm*": [1.0, 0.5], "*": 0.0}, "scale": [0.4, 1.0]}  # the latter is a gradient over depth
+    study = done(ablation_yaml(tmp_path, method="ties", params=params, space={"params.density": [0.5]}), ledger)
+
+    without = leave_one_out(study)
+    found = [variant(without.space, point).params for point in without.ablation.points]
+    assert found[0]["weights"] == {"*norm*": [1.0, 0.5], "*": 0.0}
+    assert found[1]["weights"] == [{"*norm*": 0.5, "*": 0.0}]
+    assert [each["scale"] for each in found] == [[0.4, 1.0]] * 3
+
+    models = {**study.run.models, "more": study.run.models["base"]}
+    wider = add_source(Ablation(replace(study.plan, run=replace(study.run, models=models))), "more")
+    assert wider.ablation.params["weights"] == {"*norm*": [1.0, 0.5, 0.75], "*": 0.0}
+    assert wider.ablation.params["scale"] == [0.4, 1.0]
 
 
 def done_file(file, study: Ablation) -> Ablation:

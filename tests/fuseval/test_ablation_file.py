@@ -104,3 +104,13 @@ def test_options_that_cannot_be_are_bad_usage(tmp_path, monkeypatch, options, to
 
     assert done.exit_code == 2
     assert told in " ".join(done.stderr.split())
+
+
+def test_a_score_of_a_task_that_is_asked_in_two_ways_is_refused(tmp_path):
+    name = "lm_eval:arc_easy"
+    file = ablation_yaml(tmp_path, objective={"scores": [{"benchmark": name, "metric": "acc"}]})
+    given = yaml.safe_load(file.read_text())
+    given["benchmarks"] = [{"name": name, "options": {"num_fewshot": shots}} for shots in (0, 5)]
+    file.write_text(yaml.safe_dump(given))
+
+    assert f"{name!r} stands in benchmarks twice, with other options" in refused(file)

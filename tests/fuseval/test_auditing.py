@@ -58,6 +58,7 @@ def audited(tmp_path_factory):
     return folder, json.loads(out), asked
 
 
+@pytest.mark.slow
 def test_a_panel_is_scored_as_a_judge_by_the_mean_of_its_members(audited):
     _, scores, _ = audited
     rates = {row["judge"]: row for row in scores if row["metric"] == "win_rate"}
@@ -114,6 +115,7 @@ def test_an_audit_is_made_anew_only_where_something_changed(audited):
     assert rows(folder, "SELECT max(recorded_at) FROM audits") == before
 
 
+@pytest.mark.slow
 def test_a_budget_stops_the_run_whole_and_a_larger_one_goes_on(tmp_path):
     with FakeServer(reply=own_words) as server:
         cheap = {"name": "gpt-a", "evaluate": False}
@@ -151,6 +153,7 @@ def test_a_budget_needs_the_price_of_every_endpoint(tmp_path):
     assert "model 'gpt-a'" not in told
 
 
+@pytest.mark.slow
 def test_what_time_does_not_mend_is_asked_again_only_when_that_is_wanted(tmp_path):
     from tests.fake_replies import filtered
 
@@ -181,6 +184,7 @@ def test_a_structured_judge_is_a_judge_of_its_own(tmp_path):
     assert names == {"gpt-a", "gpt-a (at most 3 tokens)"}
 
 
+@pytest.mark.slow
 def test_unreadable_replies_are_asked_for_again_when_more_attempts_are_allowed(tmp_path):
     with FakeServer(reply=own_words, script=lambda body, _: no_words(body)) as server:
         judges = [{"model": "gpt-a"}]

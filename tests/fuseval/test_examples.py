@@ -7,6 +7,7 @@ import yaml
 
 from fuseval.ablation_file import load_ablation
 from fuseval.experiment import Experiment
+from fuseval.launching import processes_of
 from fuseval.searching import all_points
 from fuseval.training import target_params
 
@@ -48,25 +49,42 @@ def test_the_ablation_is_twelve_merges_three_methods_of_four_values(smollm2_gguf
     assert {point["method"] for point in points} == {"linear", "ties", "sce"}
 
 
+def test_the_cluster_has_engines_for_the_candidates_and_for_the_judge():
+    read = experiment("cluster/experiment.yaml")
+    judge = next(model.engine for model in read.models if model.engine)
+    gpus = [engine.spread().replicas * engine.settings().tensor_parallel for engine in (read.engine, judge)]
+    job = yaml.safe_load((EXAMPLES / "cluster/kuberay.yaml").read_text(encoding="utf-8"))
+    [group] = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    [container] = group["template"]["spec"]["containers"]
+    assert (job["kind"], gpus) == ("RayJob", [8, 8])
+    assert group["replicas"] * container["resources"]["limits"]["nvidia.com/gpu"] == sum(gpus)
+
+
 @pytest.mark.parametrize("target", FUSECHAT3)
 def test_fusechat_3_has_its_published_hyper_parameters(target):
-    [fused] = experiment(f"fusechat-3.0-{target}.yaml").fusion.targets
+    read = experiment(f"fusechat-3.0-{target}.yaml")
+    [fused] = read.fusion.targets
     params = target_params(fused)
     found = (params.sft.learning_rate, params.preference.learning_rate, params.preference.beta, params.preference.kind)
     assert found == FUSECHAT3[target]
     assert (params.sft.epochs, params.preference.epochs, params.preference.max_length) == (3, 1, 2048)
     assert (params.pairs.sft_share, params.pairs.min_gap, params.pairs.max_gap) == (0.4, 0.01, 0.1)
-    assert params.preference.batch_size * params.preference.gradient_accumulation == 128
+    processes = processes_of(read.accelerate, beside=EXAMPLES)
+    assert params.preference.batch_size * params.preference.gradient_accumulation * processes == 128
+    assert params.sft.batch_size * params.sft.gradient_accumulation * processes == 128
+    assert (params.preference.choose, params.preference.checkpoint_every) == ("best", 100)
 
 
 def test_wrpo_has_its_published_hyper_parameters():
-    [target] = experiment("wrpo.yaml").fusion.targets
+    read = experiment("wrpo.yaml")
+    [target] = read.fusion.targets
     params = target_params(target)
     preference = params.preference
     assert (preference.kind, preference.alpha, preference.beta, preference.learning_rate) == ("wrpo", 0.1, 0.01, 3e-7)
     assert params.sft.learning_rate == 7e-6 and params.sft.epochs == 1
     assert params.pairs.sft_share == pytest.approx(1 / 3) and params.pairs.gap_kinds == () and len(target.sources) == 10
-    assert preference.batch_size * preference.gradient_accumulation == 128
+    batch = preference.batch_size * preference.gradient_accumulation
+    assert batch * processes_of(read.accelerate, beside=EXAMPLES) == 128
 
 
 @pytest.mark.parametrize("target", FUSECHAT3)

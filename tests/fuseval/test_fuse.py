@@ -15,6 +15,9 @@ import yaml
 from typer.testing import CliRunner
 
 from fuseval.cli import app
+from fuseval.experiment import Experiment
+from fuseval.models import resolve
+from tests.fuseval.test_examples import EXAMPLES
 from tests.fusion.tiny_models import conversations, model_folder
 
 TRAINING = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 2, "checkpoint_every": 1, "dtype": "float32"}
@@ -109,32 +112,38 @@ def test_a_fusion_that_is_killed_at_every_stage_ends_as_one_that_was_not(tmp_pat
 
 
 @pytest.mark.slow
-def test_several_processes_make_one_target_and_the_first_keeps_the_ledger(tmp_path: Path, models: dict[str, Path]):
-    folder = write_experiment(tmp_path / "here", models)
-    # What `accelerate launch` starts on GPUs; on CPUs it starts one process.
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "fuseval", "fuse", "fuse.yaml"],
-        cwd=folder, env={**os.environ, "FUSEVAL_CACHE": str(folder / "cache")}, capture_output=True, text=True,
-        timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert made(folder) == {"once", "twice", "both"}
-    assert done.stderr.count("train for once: 6/6") == done.stderr.count("\nboth: ") == 1
-    with duckdb.connect(str(folder / "fuseval.duckdb"), read_only=True) as ledger:
-        assert ledger.execute("SELECT count(*) FROM training").fetchall() == [(12,)]
+def test_two_processes_learn_from_sources_as_one_does(tmp_path: Path, models: dict[str, Path]):
+    losses = []
+    for processes in (1, 2):
+        folder = write_experiment(tmp_path / str(processes), models)
+        experiment = yaml.safe_load((folder / "fuse.yaml").read_text())
+        once = experiment["fusion"]["targets"][0]
+        once["params"] = {"training": {**TRAINING, "batch_size": 4 // processes}}
+        launched = {"accelerate": str(EXAMPLES / "accelerate" / "cpu.yaml")} if processes > 1 else {}
+        (folder / "fuse.yaml").write_text(yaml.safe_dump({**experiment, "fusion": {"targets": [once]}, **launched}))
+        code, _, err = fuse(folder)
+        assert code == 0, err
+        assert made(folder) == {"once"}
+        assert not list(folder.glob("checkpoints/*.work")) and not list(folder.glob("checkpoints/*.launch"))
+        with duckdb.connect(str(folder / "fuseval.duckdb"), read_only=True) as ledger:
+            losses.append(ledger.execute("SELECT loss FROM training ORDER BY step").fetchnumpy()["loss"])
+    assert len(losses[0]) == 6 and losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_launched_processes_only_fuse_and_only_what_several_can_train(
-    tmp_path: Path, models: dict[str, Path], monkeypatch
-):
+def test_fuseval_is_not_launched_itself_but_launches(tmp_path: Path, models: dict[str, Path], monkeypatch):
     folder = write_experiment(tmp_path / "here", models)
-    experiment = yaml.safe_load((folder / "fuse.yaml").read_text())
-    plain = {"name": "plain", "kind": "sft", "base": "mine", "data": "chats.jsonl"}
-    (folder / "fuse.yaml").write_text(yaml.safe_dump({**experiment, "fusion": {"targets": [plain]}}))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     code, _, err = fuse(folder)
-    assert code == 2 and "plain: only targets of kind explicit are trained by several processes" in err
-    with contextlib.chdir(folder):
-        done = CliRunner().invoke(app, ["run", "fuse.yaml"])
-    assert done.exit_code == 2 and "make the targets so, then `fuseval run` alone" in done.stderr
+    assert code == 2 and "write `accelerate: CONFIG.yaml` into the experiment" in err
+
+
+def test_a_target_of_several_processes_is_another_than_of_one_for_its_batches_are_larger(tmp_path: Path, models):
+    folder = write_experiment(tmp_path / "here", models)
+    experiment = yaml.safe_load((folder / "fuse.yaml").read_text())
+    ids = set()
+    for name in ("cpu", "single-gpu", "fsdp2"):
+        file = EXAMPLES / "accelerate" / f"{name}.yaml"
+        told = Experiment.model_validate({**experiment, "accelerate": str(file)})
+        ids.add(resolve(told, beside=folder, cache=tmp_path)["once"].id)
+    alone = resolve(Experiment.model_validate(experiment), beside=folder, cache=tmp_path)["once"].id
+    assert len(ids) == 3 and alone in ids

@@ -2,14 +2,24 @@
 
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import duckdb
 import pytest
 import yaml
 
+from fuseval.config import ConfigError, load_experiment
+from fuseval.engines import Engines
+from fuseval.models import resolve
+from fuseval.pipeline import Run
+from fuseval.trials import score_on
+from results.store import Ledger
 from tests.evals.lm_task_files import CHOICE, COLOURS, GENERATIVE, SUMS, task_file
 from tests.fake_server import FakeServer
+from tests.fuseval.planted import ablation_yaml, open_study, watch
 from tests.fuseval.test_run import fuseval
+from tests.fusion.tiny_models import model_folder
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -47,6 +57,7 @@ def rows(folder, query):
         return connection.execute(query).fetchall()
 
 
+@pytest.mark.slow
 def test_a_task_is_asked_measured_compared_and_reported_beside_other_benchmarks(workplace):
     with FakeServer(reply=says) as server:
         folder = workplace(server.base_url)
@@ -70,6 +81,7 @@ def test_a_task_is_asked_measured_compared_and_reported_beside_other_benchmarks(
     assert "exact_match,last:lm_eval" in {row["metric"] for row in json.loads(out)}
 
 
+@pytest.mark.slow
 def test_a_larger_limit_asks_only_what_is_new_and_a_question_can_be_named(workplace):
     with FakeServer(reply=says) as server:
         folder = workplace(server.base_url)
@@ -96,6 +108,24 @@ def test_an_endpoint_is_refused_what_it_cannot_be_asked_before_anything_is_asked
         assert server.count == 0
 
 
+def test_what_a_model_cannot_be_told_of_drawing_is_refused_before_anything_is_asked(workplace):
+    with FakeServer(reply=says) as server:
+        folder = workplace(server.base_url, gen_kwargs={"num_beams": 4})
+        code, _, err = fuseval(folder, "run", "run.yaml")
+        assert code == 2 and "draws replies by num_beams: 4, which endpoints are not told" in " ".join(err.split())
+        folder = workplace(server.base_url, gen_kwargs={"num_beams": 1})  # which says nothing
+        assert fuseval(folder, "answer", "run.yaml")[0] == 0
+        given = yaml.safe_load((folder / "run.yaml").read_text())
+        given["models"] = [{"name": "tiny", "path": str(model_folder(folder / "tiny"))}]
+        given["benchmarks"][0]["options"]["gen_kwargs"] = {"num_beams": 4, "max_gen_toks": 999}
+        given["engine"] = {"max_model_len": 999}
+        (folder / "run.yaml").write_text(yaml.safe_dump(given))
+        code, _, err = fuseval(folder, "run", "run.yaml")
+        said = " ".join(err.split())
+        assert code == 2 and "num_beams: 4, which the engine is not told: say gen_kwargs: {num_beams: null}" in said
+        assert "replies of up to 999 tokens, and engine.max_model_len is 999" in said
+
+
 def test_a_dry_run_counts_the_examples_before_each_question(workplace):
     with FakeServer(reply=says) as server:
         folder = workplace(server.base_url)
@@ -104,3 +134,35 @@ def test_a_dry_run_counts_the_examples_before_each_question(workplace):
     [row] = [row for row in json.loads(out) if row["of"] == "lm_eval:sums" and row["model"] == "base"]
     assert row["missing"] == 8
     assert server.count == 0
+
+
+def test_a_study_refuses_a_task_that_reads_a_checkpoint_from_its_folder(tmp_path):
+    (tmp_path / "tasks").mkdir()
+    task_file(tmp_path / "tasks", GENERATIVE, SUMS)
+    objective = {"scores": [{"benchmark": "lm_eval:tasks/sums.yaml", "metric": "exact_match,last"}]}
+    file = ablation_yaml(tmp_path, objective=objective)
+    task = {"name": "lm_eval:tasks/sums.yaml", "options": {"data": "tasks/sums", "fewshot_split": "test"}}
+    given = yaml.safe_load(file.read_text())
+    for options in ({}, {"backend": "hf"}):
+        task["options"] |= options
+        file.write_text(yaml.safe_dump(given | {"benchmarks": [task]}))
+        with Ledger.open(tmp_path / "ledger.duckdb") as ledger:
+            if not options:
+                assert open_study(file, ledger).plan.search
+                continue
+            with pytest.raises(ConfigError, match="sums has backend hf, which reads a checkpoint from its folder"):
+                open_study(file, ledger)
+
+
+def test_a_study_of_fewer_questions_leaves_a_models_own_figures_over_all_of_them(workplace):
+    with FakeServer(reply=says) as server:
+        folder = workplace(server.base_url)
+        assert fuseval(folder, "run", "run.yaml")[0] == 0
+        read = load_experiment(folder / "run.yaml")
+        models = resolve(read, beside=folder, cache=folder / "cache")
+        with Ledger.open(folder / "fuseval.duckdb") as ledger:
+            engines = Engines(read.engine.settings(), watch, {}, ledger)
+            run = Run(read, models, ledger, engines, watch, Path)
+            score_on(run, run.base, [replace(run.asked[0], questions=run.asked[0].questions[:3])])
+            told = {(a.metric, a.n) for a in ledger.aggregates(benchmark="lm_eval:sums") if a.model == run.base.id}
+    assert ("exact_match,last", 8) in told

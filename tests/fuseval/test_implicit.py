@@ -72,6 +72,7 @@ def made(folder: Path) -> Path:
     return recipe.parent
 
 
+@pytest.mark.slow
 def test_a_target_is_taught_what_its_sources_say_best(tmp_path, base):
     with FakeServer(script=sums) as server:
         folder = write(tmp_path / "here", base, server.base_url)

@@ -49,6 +49,7 @@ def test_published_ratings_give_the_published_average(fuseval, files):
     }
 
 
+@pytest.mark.slow
 def test_published_annotations_give_the_leaderboards_row(fuseval, files):
     fuseval("import", "alpaca_eval", files / "alpaca_eval/FuseChat-Llama-3.1-8B-Instruct")
     found, rows = scores(fuseval)
@@ -59,6 +60,7 @@ def test_published_annotations_give_the_leaderboards_row(fuseval, files):
     assert {row["judge"] for row in rows} == {"weighted_alpaca_eval_gpt4_turbo"}
 
 
+@pytest.mark.slow
 def test_published_battles_give_the_published_strength_and_no_style_of_texts_that_are_not_there(fuseval, files):
     fuseval("import", "arena_hard", files / "arena_hard/v0.1/gpt-3.5-turbo-0125.battles.jsonl")
     found, _ = scores(fuseval, "--like-published")

@@ -14,12 +14,11 @@ import torch
 from safetensors.torch import save_file
 
 from fuseval.cluster import joined
-from fuseval.ray_tasks import over
+from fuseval.ray_tasks import cores_of_a_part, over
 from fusion.errors import CheckpointError
 from fusion.publish import merge_to_folder
 from fusion.recipe import MergeRecipe
 
-pytestmark = pytest.mark.slow
 MOST = 100_000  # bytes of a file
 
 
@@ -47,6 +46,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".parquet"}
 
 
+@pytest.mark.parametrize(
+    ("free", "count", "share"),
+    [([64, 64], None, 64), ([64, 56, 0], None, 56), ([64, 3], None, 64), ([0], None, 1), ([], None, 1), ([8, 8], 4, 4)],
+)
+def test_a_part_takes_what_is_free_on_most_machines(free, count, share):
+    assert cores_of_a_part(free, count=count) == share
+
+
+@pytest.mark.slow
 def test_two_workers_write_the_bytes_of_one_process(ray, tmp_path: Path, models: list[Path]):
     recipe = MergeRecipe("varm", models[0], tuple(models[1:]), {"granularity": "model"})
     merge_to_folder(recipe, tmp_path / "here", title="merged", max_shard_bytes=MOST)
@@ -55,6 +63,7 @@ def test_two_workers_write_the_bytes_of_one_process(ray, tmp_path: Path, models:
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_model_is_told_as_it_is_here(ray, tmp_path: Path, models: list[Path]):
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -74,6 +83,21 @@ def once_killed(marker: str) -> str:
     return "done"
 
 
+@pytest.mark.slow
 def test_a_part_whose_worker_is_killed_is_done_again(ray, tmp_path: Path):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no worker could import it
     assert list(over(ray, count=2)(once_killed, [str(tmp_path / "a"), str(tmp_path / "b")])) == ["done", "done"]
+
+
+@pytest.mark.slow
+def test_engines_that_hold_cores_are_not_waited_for(ray, tmp_path: Path):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+    class Engine:
+        def begin(self) -> None: ...
+
+    engine = ray.remote(num_cpus=1)(Engine).remote()
+    ray.get(engine.begin.remote())
+    (tmp_path / "a").touch()
+    assert list(over(ray)(once_killed, [str(tmp_path / "a")])) == ["done"]
+    ray.kill(engine)

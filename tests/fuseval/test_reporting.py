@@ -213,3 +213,7 @@ def test_published_annotations_give_the_row_that_was_published_and_stand_beside_
     assert len([row for row in rows if row["metric"] == "lc_win_rate"]) == 2
     assert max(values) == pytest.approx(min(values), abs=1e-9)
     assert ["published in tatsu-lab/alpaca_eval@cd543a1"] in [row["flags"] for row in rows]
+    code, out, err = report(folder, "-o", "report.html", "--context", "alpaca_eval=gpt4_1106_preview")
+    assert (code, out) == (0, ""), err
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert 'data-model="gpt4_1106_preview"' in page and "published in tatsu-lab/alpaca_eval@cd543a1" in page

@@ -74,6 +74,7 @@ def contents(folder):
     }
 
 
+@pytest.mark.slow
 def test_a_run_answers_judges_scores_and_reports_and_a_second_one_asks_nothing(workplace):
     with FakeServer() as server:
         folder = workplace(server.base_url, report="report.html")

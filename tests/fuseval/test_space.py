@@ -167,6 +167,13 @@ def test_what_is_wrong_with_a_space_is_said_with_value_place_and_next_step(given
     assert text in mistake(given, **shared)
 
 
+def test_what_is_given_per_source_under_globs_is_parted_among_the_sources_that_take_part():
+    made = space({"sources.chat": [True, False]}, method="linear", params={"weights": {"*mlp*": [1, 2, 3], "*": 0.5}})
+    every, without = (variant(made, {"sources.chat": part}).params["weights"] for part in (True, False))
+    assert every == {"*mlp*": [1, 2, 3], "*": 0.5}
+    assert without == [{"*mlp*": 1, "*": 0.5}, {"*mlp*": 3, "*": 0.5}]
+
+
 @pytest.mark.parametrize(
     ("given", "text"),
     [

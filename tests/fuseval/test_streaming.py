@@ -15,6 +15,7 @@ from evals.records import Message, Sampling
 from fuseval.config import load_experiment
 from fuseval.merging import streamed
 from fuseval.models import Candidate, make, merge_coefficients, resolve
+from fusion.ahead import Ahead
 from tests.fusion.tiny_models import conversations, model_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -59,9 +60,16 @@ def started(candidate: Candidate) -> LocalModel:
     return LocalModel(candidate.folder, identity=candidate.id, settings=SETTINGS)
 
 
-def stream(engine: LocalModel, candidate: Candidate, models: dict[str, Candidate], heard: list | None = None) -> None:
+def stream(
+    engine: LocalModel,
+    candidate: Candidate,
+    models: dict[str, Candidate],
+    heard: list | None = None,
+    ahead: Ahead | None = None,
+) -> None:
     found = streamed(candidate, models, hear=(heard if heard is not None else []).extend).stream
-    engine.stream(found.tensors(), like=found.like, identity=candidate.id)
+    tensors = (ahead or Ahead()).take(candidate.id, found.tensors)
+    engine.stream(tensors, like=found.like, identity=candidate.id)
 
 
 def said(engine: LocalModel) -> list[tuple[str, tuple[tuple[str, float], ...]]]:
@@ -74,11 +82,20 @@ def said(engine: LocalModel) -> list[tuple[str, tuple[tuple[str, float], ...]]]:
 
 @pytest.fixture(scope="module")
 def streamed_and_fresh(models):
-    """What one engine says of each merge as it is streamed in, after others; and new engines of the checkpoints."""
-    engine, in_memory, heard = started(models["base"]), {}, {}
-    for name in (*MERGES, *reversed(MERGES)):
+    """What one engine says of each merge as it is streamed in, after others; and new engines of the checkpoints.
+
+    The second time each was merged in the background while the one before it answered.
+    """
+    engine, in_memory, heard, ahead = started(models["base"]), {}, {}, Ahead()
+    for name in MERGES:
         stream(engine, models[name], models, heard.setdefault(name, []))
         in_memory.setdefault(name, []).append(said(engine))
+    for name in reversed(MERGES):
+        again = streamed(models[name], models, hear=heard[name].extend).stream
+        ahead.begin(models[name].id, again.tensors)
+        said(engine)
+        stream(engine, models[name], models, ahead=ahead)
+        in_memory[name].append(said(engine))
     engine.close()
     fresh = {}
     for name in MERGES:

@@ -11,6 +11,7 @@ import pytest
 from evals import starter
 from fuseval.config import ConfigError
 from fuseval.study import Plan, count, proportional
+from fuseval.studying import Wanted, study
 from results.store import Ledger
 from tests.fuseval.planted import SPACE, ablation_yaml, open_study
 
@@ -75,3 +76,12 @@ def test_whatever_changes_a_figure_or_a_proposal_makes_another_study(tmp_path, l
 def test_a_benchmark_of_the_objective_is_held_out_with_two_questions_at_least(tmp_path, ledger):
     with pytest.raises(ConfigError, match="leaves 1 of starter to hold out"):
         plan(tmp_path, ledger, holdout=1)
+
+
+def test_points_of_a_space_without_steps_are_counted_whatever_the_search_is_called(tmp_path, ledger):
+    space = {"params.scale": {"low": 0.5, "high": 1.0}}
+    file = ablation_yaml(tmp_path, space=space, points=[{"params.scale": 0.7}, {"params.scale": 0.9}])
+
+    told = study(open_study(file, ledger).run, Wanted(dry_run=True))
+
+    assert {row["what"]: row["number"] for row in told.rows}["trials"] == 2

@@ -58,6 +58,8 @@ def test_a_small_space_runs_out():
     every = list(points(MIXED))
     known = [Known(point, float(i)) for i, point in enumerate(every[:5])]
     assert len(suggest(MIXED, known, 10)) == 1
+    failed = next(point for point in every if point not in [one.point for one in known])
+    assert suggest(MIXED, known, 10, tried=[failed]) == []  # nothing else is left
     assert suggest(MIXED, [Known(point, float(i)) for i, point in enumerate(every)], 3) == []
 
 

@@ -16,12 +16,12 @@ def _isolated():
 
 
 def test_right_code_passes_and_wrong_code_does_not():
-    assert run_tests([RIGHT + TESTS, RIGHT.replace("2 *", "3 *") + TESTS]) == [True, False]
+    assert run_tests([(RIGHT, TESTS), (RIGHT.replace("2 *", "3 *"), TESTS)]) == [True, False]
 
 
 def test_code_that_ends_before_its_tests_does_not_pass():
     ways = ("import os; os._exit(0)", "raise SystemExit(0)", "import sys; sys.exit()", "quit()")
-    assert run_tests([f"{RIGHT}{way}\n{TESTS}" for way in ways]) == [False] * len(ways)
+    assert run_tests([(f"{RIGHT}{way}\n", TESTS) for way in ways]) == [False] * len(ways)
 
 
 def test_code_reaches_neither_files_nor_the_network_nor_other_processes(tmp_path):
@@ -34,5 +34,5 @@ def test_code_reaches_neither_files_nor_the_network_nor_other_processes(tmp_path
         f"import os; assert os.system('touch {left}') == 0",
         f"import os; os.kill({__import__('os').getpid()}, 0)",
     )
-    assert run_tests([f"{RIGHT}{way}\n{TESTS}" for way in ways]) == [False] * len(ways)
+    assert run_tests([(f"{RIGHT}{way}\n", TESTS) for way in ways]) == [False] * len(ways)
     assert not left.exists()

@@ -152,6 +152,7 @@ def encoders():
 texts = st.lists(st.one_of(st.sampled_from(TEXTS), st.text(max_size=9)), max_size=4).map("".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(text=texts, family=st.sampled_from(sorted(FAMILIES)))
 def test_aligning_a_tokenizer_with_itself_is_the_identity(encoders, text, family):

@@ -207,6 +207,7 @@ def test_energies_are_no_parameter_of_a_recipe():
     assert set(parameters(varm)) == {"granularity"}
 
 
+@pytest.mark.slow
 def test_passthrough_is_the_source_bit_for_bit_or_scaled():
     base, source = models(1, dtype=torch.bfloat16)
     source[0] = -0.0

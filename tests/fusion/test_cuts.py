@@ -44,9 +44,9 @@ def largest(values: Tensor, k: int) -> np.ndarray:
 
 
 def taken(group: Group, cut: Cut) -> np.ndarray:
-    ladder, level = Ladder([cut]), torch.zeros(group.numel, dtype=torch.uint8)
-    for place, _, [delta] in group.blocks():
-        ladder.levels(delta.abs(), level[place])
+    ladder, level = Ladder([cut], "magnitude"), torch.zeros(group.numel, dtype=torch.uint8)
+    for place, base, tuned in group.stretches():
+        assert ladder.grade(base, tuned, level[place], np.zeros((2, 1)))
     return level.nonzero().squeeze(1).numpy()
 
 
@@ -94,6 +94,7 @@ def test_the_largest_are_those_of_a_stable_sort_whatever_the_share(case: str, si
     compare(CASES[case](size), 1e-9, 1e-4, 0.003, 0.1, 0.29, 1 / 3, 0.5, 2 / 3, 0.9, 0.999, 1.0, of_nonzero=of_nonzero)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [100, SAMPLED + 1])
 def test_every_count_is_met_where_few_values_are_many(size: int):
     values = CASES["three values"](size)
@@ -149,12 +150,17 @@ def test_ties_are_counted_across_blocks():
     assert taken(of(values), Cut(1.0)).size == 0
 
 
+def graded(ladder: Ladder, values: Tensor) -> list[int]:
+    level = torch.empty(values.numel(), dtype=ladder.dtype)
+    assert ladder.grade(torch.zeros_like(values), [values], level, np.zeros((1 + len(ladder.needed), 1)))
+    return level.tolist()
+
+
 def test_of_several_cuts_each_takes_its_own():
     cuts_of_one = [Cut(2.0, 2), None, Cut(2.0, 1), Cut(1.0), Cut(4.0)]
-    ladder, found = Ladder(cuts_of_one), []
-    for block in (torch.tensor([3.0, 1.0]), torch.tensor([2.0, 2.0, 2.0, 0.0])):
-        ladder.levels(block, level := torch.empty(block.numel(), dtype=ladder.dtype))
-        found += level.tolist()
+    ladder, found = Ladder(cuts_of_one, "magnitude"), []
+    for values in (torch.tensor([3.0, 1.0]), torch.tensor([2.0, 2.0, 2.0, 0.0])):
+        found += graded(ladder, values)
     taken_by = [[level >= need for level in found] for need in ladder.needed]
     assert [sum(each) for each in taken_by] == [3, 6, 2, 4, 0]
     assert taken_by[2] == [True, False, True, False, False, False]
@@ -162,10 +168,10 @@ def test_of_several_cuts_each_takes_its_own():
 
 def test_more_cuts_than_a_byte_counts_each_take_their_own():
     values = torch.arange(300).float()
-    ladder = Ladder([Cut(float(x)) for x in range(299, -1, -1)])
-    ladder.levels(values, level := torch.empty(300, dtype=ladder.dtype))
-    assert level.tolist() == list(range(300))
-    assert [int((level >= int(need)).sum()) for need in ladder.needed] == list(range(300))
+    ladder = Ladder([Cut(float(x)) for x in range(299, -1, -1)], "magnitude")
+    level = graded(ladder, values)
+    assert level == list(range(300))
+    assert [sum(each >= need for each in level) for need in ladder.needed] == list(range(300))
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,7 @@ def test_nothing_thinned_and_nothing_to_elect_is_task_arithmetic(method: Method)
     assert merged.equal(task_arithmetic(base, tuned, weights=0.7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ADDING)
 def test_sums_of_whole_deltas_are_task_arithmetic(method: Method):
     base, tuned = models(3, 300, 7, dtype=torch.bfloat16)
@@ -286,6 +287,7 @@ def test_the_mean_of_dare_is_the_delta():
     assert bool(((draws.mean(dim=0) - tuned[0]).abs() < 5 * delta.abs() / 400**0.5 + 1e-7).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [dare_linear, della_linear])
 def test_l1_keeps_the_norm_of_each_source(method: Method):
     _, [one, other] = models(2, 3, 50_001)

@@ -119,6 +119,7 @@ def test_with_lambda_1_it_is_plain_fine_tuning_to_the_last_bit(
     assert content_hash(tmp_path / "ours") != content_hash(base)
 
 
+@pytest.mark.slow
 def test_both_terms_are_what_a_dense_target_gives_and_both_fall(base: Path, targets: Path, tmp_path: Path):
     from transformers import AutoModelForCausalLM
 
@@ -152,6 +153,7 @@ def test_parts_of_a_batch_are_the_batch(base: Path, targets: Path, tmp_path: Pat
         assert (a.step, a.total, a.tokens) == (b.step, b.total, b.tokens)
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_and_gives_the_same_bytes(base: Path, targets: Path, tmp_path: Path):
     whole = run(base, targets, tmp_path / "whole")
     assert len(whole) == 6

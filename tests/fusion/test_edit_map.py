@@ -51,6 +51,7 @@ def by_comparing_all(texts, targets, ids):
     return np.asarray(ids)[order][far.argmin(1)].tolist(), far.min(1).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [FEW, MANY, st.one_of(FEW, LONG)], ids=["few letters", "many letters", "long"])
 def test_the_search_finds_what_comparing_with_all_finds(text):
     @settings(max_examples=40, deadline=None)

@@ -47,6 +47,7 @@ def write(file: Path, count: int) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_two_models_of_different_tokenizers_are_fused_end_to_end(models: tuple[Path, Path], data: Path, tmp_path: Path):
     base, source = models
     heard: list[Progress] = []

@@ -29,20 +29,18 @@ def block(size: int, sources: int = 3) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("dtypes", [["bfloat16"] * 3, ["float32"] * 3, ["float32", "bfloat16", "float16"]])
 @pytest.mark.parametrize("size", SIZES)
-def test_differences_and_variances_are_the_same(size: int, dtypes: list[str]):
+def test_differences_are_the_same(size: int, dtypes: list[str]):
     start, deltas = block(size, 2)
     base, *tuned = (x.to(getattr(torch, dtype)) for x, dtype in zip((start, *(start + deltas)), dtypes, strict=True))
     found = []
     for each in BOTH:
-        values, variance = torch.empty(3, size), torch.empty(size)
+        values = torch.empty(3, size)
         assert each.differences(base, tuned, values)
-        each.variance(values[1:], variance)
-        found.append((values, variance))
-    (values, variance), (other_values, other_variance) = found
-    assert values.view(torch.int32).equal(other_values.view(torch.int32))
+        found.append(values)
+    values, other = found
+    assert values.view(torch.int32).equal(other.view(torch.int32))
     assert values[0].equal(base.float())
     assert values[2].equal(tuned[1].float() - base.float())
-    assert variance.equal(other_variance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -126,16 +124,19 @@ def test_the_same_are_largest_gathered_and_scattered(room: int):
 
 @pytest.mark.parametrize("tied", [[0, 2, 3, 0], [0, 2100, 2500, 0], [1, 9999, 9999, 9999]])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+@pytest.mark.parametrize("by_variance", [True, False])
 @pytest.mark.parametrize("size", SIZES)
-def test_levels_and_energies_are_the_same(size: int, dtype: torch.dtype, tied: list[int]):
-    thresholds = np.array([0.02, 0.01, 0.0, -math.inf], np.float32)
+def test_levels_and_energies_are_the_same(size: int, by_variance: bool, dtype: torch.dtype, tied: list[int]):
+    base, *tuned = models(size)[: 4 if by_variance else 2]
+    for each in (base, *tuned):
+        each[1::2] = 0.0
+    tuned[0][1::2] = 0.01  # equal ranks, at every other element
+    values = rank(base, tuned, by_variance)
+    thresholds = np.array([values.max(), values[size // 2 * 2 - 1], 0.0, -math.inf], np.float32)
     found = []
     for each in BOTH:
-        _, deltas = block(size)
-        deltas[1, 1::2] = 0.01
-        level, sums, ties = torch.empty(size, dtype=dtype), np.zeros((5, 3)), np.array(tied)
-        each.levels(deltas[1].abs(), thresholds, ties, level)
-        each.energies(deltas, level, sums)
+        level, sums, ties = torch.empty(size, dtype=dtype), np.zeros((5, len(tuned))), np.array(tied)
+        assert each.graded(base, tuned, by_variance, thresholds, ties, level, sums)
         found.append((level, sums, ties))
     (level, sums, ties), (other_level, other_sums, other_ties) = found
     assert level.equal(other_level)
@@ -147,27 +148,37 @@ def test_levels_and_energies_are_the_same(size: int, dtype: torch.dtype, tied: l
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", SIZES)
 def test_what_sce_merges_is_the_same_to_the_bit(size: int, dtype: torch.dtype, average: float):
-    start, deltas = block(size)
+    base, *tuned = models(size)
     level = torch.arange(size).remainder(4).to(torch.uint8)
     weights = np.array([[0.2, 0.5, 0.3], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0]], np.float32)
     merged = []
     for each in BOTH:
         out = torch.empty(3, size, dtype=dtype)
-        each.combine(start, deltas, level, np.array([1, 2, 3], np.uint8), weights, average, out)
+        assert each.combined(base, tuned, level, np.array([1, 2, 3], np.uint8), weights, average, list(out))
         merged.append(out.view({4: torch.int32, 2: torch.int16}[dtype.itemsize]))
     assert merged[0].equal(merged[1])
-    assert merged[0][0][level < 1].equal(start.to(dtype).view(merged[0].dtype)[level < 1])
+    assert merged[0][0][level < 1].equal(base.to(dtype).view(merged[0].dtype)[level < 1])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_passes_of_sce_see_what_is_not_finite(bad: float):
+    for each in BOTH:
+        base, *tuned = models(5000)
+        tuned[1][4999] = bad
+        level, weights = torch.zeros(5000, dtype=torch.uint8), np.ones((1, 3), np.float32)
+        none = (np.array([-math.inf], np.float32), np.zeros(1, np.int64), level, np.zeros((2, 3)))
+        assert not each.graded(base, tuned, True, *none)
+        assert not each.combined(base, tuned, level, np.zeros(1, np.uint8), weights, -1.0, [torch.empty(5000)])
 
 
 def test_numbers_are_rounded_to_the_nearest_bfloat16_and_halfway_to_the_even_one():
     halfway = torch.arange(0x3F80_0000, 0x3F84_0000, 1 << 12, dtype=torch.int32).view(torch.float32)
     ends = torch.tensor([3.38e38, 3.3895313892515355e38, 3.4e38, 1e-45, 1e-40, 0.0])
     numbers = torch.cat([halfway, ends, -halfway, -ends])
-    out = torch.empty(1, numbers.numel(), dtype=torch.bfloat16)
-    nothing = torch.zeros(1, numbers.numel())
+    out, level = torch.empty(numbers.numel(), dtype=torch.bfloat16), torch.zeros(numbers.numel(), dtype=torch.uint8)
     weights, needed = np.ones((1, 1), np.float32), np.zeros(1, np.uint8)
-    kernels.combine(numbers, nothing, torch.zeros(numbers.numel(), dtype=torch.uint8), needed, weights, -1.0, out)
-    assert out[0].view(torch.int16).equal(numbers.bfloat16().view(torch.int16))
+    assert kernels.combined(numbers, [numbers], level, needed, weights, -1.0, [out])
+    assert out.view(torch.int16).equal(numbers.bfloat16().view(torch.int16))
 
 
 THINNED: dict[str, list[Band | Drop | None]] = {

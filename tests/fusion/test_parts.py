@@ -61,6 +61,7 @@ def test_parts_make_the_same_files(tmp_path: Path, models: list[Path], method: s
     assert heard == [(n, 7) for n in range(1, 8)]
 
 
+@pytest.mark.slow
 def test_a_grid_is_made_by_two_processes(tmp_path: Path, models: list[Path]):
     recipe = MergeRecipe("ties", models[0], tuple(models[1:]), {"weights": 1.0})
     for name, workers in (("a", None), ("b", in_processes)):

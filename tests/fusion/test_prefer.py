@@ -60,6 +60,7 @@ def test_what_is_not_given_is_as_published():
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ln_dpo", "wrpo", pytest.param("dpo", marks=SLOW), pytest.param("simpo", marks=SLOW)])
 def test_training_begins_at_the_reference_and_learns_the_preference(base, tmp_path, kind):
     steps = trained(base, tmp_path / "made", changed(kind=kind, epochs=6, beta=0.5 if kind != "ln_dpo" else 10.0))
@@ -95,6 +96,7 @@ def test_wrpo_without_the_source_is_dpo(base, tmp_path):
     assert [step.margin for step in wrpo] == pytest.approx([step.margin for step in dpo], abs=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ln_dpo", pytest.param("wrpo", marks=SLOW)])
 def test_a_killed_training_goes_on_and_gives_the_same_bytes(base, tmp_path, kind):
     params = changed(kind=kind)
@@ -121,8 +123,8 @@ def test_the_reference_is_the_models_own_and_computed_once(base, tmp_path, monke
     tokenizer = AutoTokenizer.from_pretrained(base)
     lessons, kept = lessons_of(pairs(5), tokenizer, max_length=512)
     assert dataclasses.asdict(kept) == {"examples": 5, "left_out": 0}
-    file = tmp_path / "reference.jsonl"
-    add_reference(lessons, base, file, parts=PAIR, pad=3)
+    file = tmp_path / "reference-0.jsonl"
+    add_reference(lessons, base, tmp_path, parts=PAIR, pad=3)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     for lesson in lessons:
         for part, value in zip(PAIR, lesson["reference"], strict=True):
@@ -135,10 +137,10 @@ def test_the_reference_is_the_models_own_and_computed_once(base, tmp_path, monke
     text = file.read_text()
     file.write_text(text[: text.rindex("\n", 0, -1) + 9])  # killed within the last line
     again = [{key: value for key, value in lesson.items() if key != "reference"} for lesson in lessons]
-    add_reference(again, base, file, parts=PAIR, pad=3)
+    add_reference(again, base, tmp_path, parts=PAIR, pad=3)
     assert [lesson["reference"] for lesson in again] == [pytest.approx(lesson["reference"]) for lesson in lessons]
     monkeypatch.setattr("fusion.prefer_lessons._Reference", lambda *_: pytest.fail("computed again"))
-    add_reference(again, base, file, parts=PAIR, pad=3)
+    add_reference(again, base, tmp_path, parts=PAIR, pad=3)
 
 
 def test_only_the_response_counts_and_a_long_example_is_left_out_whole(base):

@@ -14,9 +14,9 @@ from evals.assets import find
 from fusion import sandbox
 from fusion.errors import FusionError, RecipeError
 from fusion.grading import grade_code
-from fusion.sandbox import Isolation, Limits, isolation, run_all, run_code
+from fusion.sandbox import Isolation, Limits, isolation, judge_all, run_all, run_code
 
-QUICK = Limits(cpu_seconds=2, wall_seconds=4.0, memory=256 << 20)
+QUICK = Limits(cpu_seconds=2, wall_seconds=10.0, memory=256 << 20)
 
 isolated = pytest.mark.skipif(
     not isolation().complete,
@@ -64,6 +64,7 @@ def test_a_program_that_is_wrong_fails(program, said):
     assert done.status == "failed" and said in done.stderr
 
 
+@pytest.mark.slow
 @isolated
 def test_what_takes_too_long_is_ended():
     assert run("while True: pass", Limits(cpu_seconds=1)).status == "timeout"
@@ -78,6 +79,7 @@ def test_what_takes_too_much_memory_is_ended():
     assert run("x = []\nwhile True: x.append(bytearray(1 << 20))").status == "memory"
 
 
+@pytest.mark.slow
 @isolated
 def test_a_fork_bomb_is_held_to_its_number_of_processes_and_nothing_of_it_is_left():
     done = run(
@@ -141,6 +143,7 @@ def test_no_file_of_the_machine_and_no_environment_variable_can_be_read(tmp_path
     assert done.stdout == "[] False True\n", done.stderr
 
 
+@pytest.mark.slow
 @isolated
 def test_files_are_bounded_in_size_and_gone_afterwards():
     assert run("open('a', 'wb').write(bytes(64 << 20))").status in ("failed", "killed")
@@ -150,6 +153,7 @@ def test_files_are_bounded_in_size_and_gone_afterwards():
     assert run("import os; print(os.listdir('.'))").stdout == "[]\n"
 
 
+@pytest.mark.slow
 @isolated
 @pytest.mark.parametrize(
     "attempt",
@@ -226,7 +230,7 @@ def test_code_is_right_only_where_its_tests_were_reached():
     right = "Here it is:\n```python\ndef f(x):\n    return x * x\n```"
     wrong = "```python\ndef f(x):\n    return x + x\n```"
     early = "```python\nimport os\ndef f(x): os._exit(0)\n```"
-    grades = grade_code([(right, tests), (wrong, tests), (early, tests)], lambda p: run_all(p, limits=QUICK))
+    grades = grade_code([(right, tests), (wrong, tests), (early, tests)], lambda p: judge_all(p, limits=QUICK))
     assert [grade.correct for grade in grades] == [True, False, False]
     assert grades[2].note == "ended before its tests"
 
@@ -278,6 +282,6 @@ def test_humanevals_own_solutions_pass_and_broken_ones_fail(tmp_path):
     tests = [f"{p['test']}\ncheck({p['entry_point']})" for p in problems]
     right = [f"```python\n{p['prompt']}{p['canonical_solution']}\n```" for p in problems]
     wrong = [f"```python\n{p['prompt']}    return None\n```" for p in problems]
-    grades = grade_code([*zip(right, tests, strict=True), *zip(wrong, tests, strict=True)], run_all)
+    grades = grade_code([*zip(right, tests, strict=True), *zip(wrong, tests, strict=True)], judge_all)
     assert [p["task_id"] for p, grade in zip(problems, grades, strict=False) if not grade.correct] == []
     assert not any(grade.correct for grade in grades[len(problems) :])

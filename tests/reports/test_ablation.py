@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from evals.records import Coefficient, Model, Outcome, Study, Trial
-from reports.ablation import ablation, besides, heats, winner_sentences
+from reports.ablation import ablation, besides, winner_sentences
 from reports.html import page
 from results.store import Ledger
 from results.study_queries import trials_wide
@@ -115,27 +115,40 @@ def test_a_trial_without_an_outcome_is_missing_and_not_drawn(ledger):
     assert "missing" in page(ledger, title="t")
 
 
-def test_heats_are_means_by_module_and_layer(ledger):
-    rows = [
-        ("model.layers.0.mlp.up_proj.weight", "math", "eta", 0.2),
-        ("model.layers.1.mlp.up_proj.weight", "math", "eta", 0.6),
-        ("model.embed_tokens.weight", "math", "eta", 0.4),
-        ("model.layers.0.mlp.up_proj.weight", None, "flat", 1.0),
-        ("model.layers.1.mlp.up_proj.weight", None, "flat", 1.0),
-    ]
-    [heat] = heats(rows)
-    assert heat.title == "eta of math"
-    assert (heat.modules, heat.layers) == (["mlp.up_proj", "model.embed_tokens"], [0, 1, None])
-    assert heat.values == [[0.2, 0.6, None], [None, None, 0.4]]
-
-
-def test_the_winner_s_coefficients_are_drawn(ledger):
+def test_the_winner_s_coefficients_are_drawn_but_for_those_that_are_the_same_everywhere(ledger):
     fill(ledger)
     for layer in range(3):
         ledger.add(Coefficient("m5", f"model.layers.{layer}.mlp.up_proj.weight", "math", "eta", layer / 3))
+        ledger.add(Coefficient("m5", f"model.layers.{layer}.mlp.up_proj.weight", None, "flat", 1.0))
     [study] = ablation(ledger)["studies"]
-    assert len(study["heats"]) == 1
-    assert "eta of math" in study["heats"][0]
+    [drawn] = study["heats"]
+    assert "eta of math in merge 5" in drawn
+    assert "flat" not in drawn
+
+
+def dropped(ledger, number, *, value, estimate):
+    """Store a trial that was dropped after a few questions."""
+    told = json.dumps([{"name": "estimate", "kind": "estimate", "value": estimate}])
+    ledger.add(
+        Trial("s1", number, f"m{number}", json.dumps({"method": "sce"}), "dropped", 1, 10, 1.0, 1.0, 1.0, 0.0, "why"),
+        outcome(f"m{number}", value, parts=told, questions=10),
+    )
+
+
+def test_a_dropped_trial_stands_at_its_estimate_over_all_questions(ledger):
+    fill(ledger, trials=2)
+    dropped(ledger, 2, value=90.0, estimate=41.5)
+    [study] = ablation(ledger)["studies"]
+    row = study["trials"][2]
+    assert (row.value, row.low, row.high) == (41.5, None, None)
+
+
+def test_missing_values_are_counted_in_the_sentences_on_the_winner(ledger):
+    fill(ledger)
+    best = next(row for row in trials_wide(ledger) if row.best)
+    [told] = json.loads(gap(8.0, n=22))
+    lost = outcome("m5", 58.0, part="holdout", parts=json.dumps([told | {"missing": 2}]), questions=24)
+    assert "(n = 22, 2 missing)" in winner_sentences(best, lost, "base", trials=6)[-1]
 
 
 def test_what_mattered_is_said_with_how_often_chance_does_as_much(ledger):

@@ -27,6 +27,20 @@ def test_a_loss_is_claimed_the_other_way_round():
     assert "by 41.7 [25.0, 58.3] points (p < 0.001, n = 12)." in said.sentence
 
 
+def test_of_a_metric_of_which_less_is_better_whoever_has_less_beats_the_other():
+    lower = {"lower_is_better": True, "metric": "brier_score"}
+    said = statement(difference(-0.25, -0.5, -0.125, **lower))
+    assert said.verdict == "better"
+    assert said.sentence == (
+        "rewriting-sft beats smollm2-135m on starter brier_score (lower is better) by 0.2500 [0.1250, 0.5000] "
+        "(p = 0.004, n = 12)."
+    )
+    assert statement(difference(0.25, 0.125, 0.5, **lower)).verdict == "worse"
+    said = statement(difference(0.25, 0.125, 0.5, **lower)).sentence
+    assert "loses to smollm2-135m on starter brier_score (lower is better) by 0.2500 [0.1250, 0.5000]" in said
+    assert statement(difference(-0.25, -0.5, 0.1, **lower)).verdict == "none"
+
+
 def test_nothing_is_claimed_where_the_interval_holds_zero():
     said = statement(difference(8.3, -8.3, 25.0, p=0.4))
     assert said.verdict == "none"

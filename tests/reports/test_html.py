@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from evals.records import (
+    LOWER_IS_BETTER,
     Answer,
     AnswerFlag,
     Audit,
@@ -25,6 +26,7 @@ from evals.records import (
     Verdict,
 )
 from reports.html import page, write_page
+from results.queries import LeaderboardRow
 from results.store import Ledger
 
 HOSTILE = (
@@ -165,6 +167,30 @@ def test_the_pages_own_script_reads_no_markup(html):
     script = Page(html).scripts[-1]
     assert "DOMPurify.sanitize(markdown().render(safe), ALLOWED)" in script
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(", script)
+
+
+def test_published_scores_stand_among_the_ledgers_and_are_marked_as_published(ledger, tmp_path):
+    place = ("published:gpt", "gpt", "published", "starter", "1", "check", "check", None, "accuracy")
+    row = LeaderboardRow(*place, 90.0, None, None, 80, 0, (f"published in {HOSTILE}",))
+    write_page(ledger, tmp_path / "report.html", title="Demo", context=[row])
+    found = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    models = [attrs["data-model"] for tag, attrs in found.tags if tag == "tr" and "data-model" in attrs]
+    assert models.index("gpt") < models.index("base", models.index("gpt"))
+    assert "Grey in the figure: published by others." in found.text
+    assert f"published in {HOSTILE[:20]}" in found.text and not found.all("img")
+
+
+def test_a_metric_of_which_less_is_better_says_so_and_is_sorted_so(tmp_path):
+    with Ledger.open(tmp_path / "ledger.duckdb") as opened:
+        opened.add(*(dataclasses.replace(BASE, id=name, name=name) for name in ("worse", "better")))
+        for model, value in (("worse", 3.0), ("better", 2.0)):
+            opened.add(Score(model, "lm_eval:x", "1", "check", None, "bits_per_byte", value, 1.0, 4.0, 9, 0,
+                             (LOWER_IS_BETTER,)))  # fmt: skip
+        found = Page(page(opened, title="Demo"))
+    models = [attrs["data-model"] for tag, attrs in found.tags if tag == "tr" and "data-model" in attrs]
+    assert models == ["better", "worse"] * 2  # the overview's, and the panel's
+    assert [tag for tag, attrs in found.tags if "data-lower" in attrs] == ["th", "th"]
+    assert "Lower is better." in found.text and LOWER_IS_BETTER not in found.text
 
 
 def test_the_same_ledger_gives_the_same_bytes(ledger, tmp_path):

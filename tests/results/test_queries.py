@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from evals.records import (
+    LOWER_IS_BETTER,
     Answer,
     Difference,
     Failure,
@@ -66,6 +68,30 @@ def test_the_leaderboard_has_names_and_the_best_first(ledger: Ledger) -> None:
     ]
     assert (rows[1].model, rows[1].kind, rows[1].judge, rows[1].flags) == ("m1", "checkpoint", "j1", ("a", "b"))
     assert (rows[1].low, rows[1].high, rows[1].n, rows[1].missing) == (1.0, 99.0, 10, 1)
+
+
+def test_of_a_metric_of_which_less_is_better_the_least_comes_first(ledger: Ledger) -> None:
+    lower = {"metric": "perplexity", "flags": (LOWER_IS_BETTER,)}
+    ledger.add(*(dataclasses.replace(score(m, v), **lower) for m, v in (("m1", 9.0), ("m2", 8.0), ("m3", None))))
+    found = [(row.model, row.lower_is_better) for row in queries.leaderboard(ledger)]
+    assert found == [("m2", True), ("m1", True), ("m3", True)]
+    assert [model for (model,) in ledger.sql("SELECT model FROM leaderboard").fetchall()] == ["m2", "m1", "m3"]
+    rows = queries.leaderboard(ledger)
+    assert [row.rank for row in rows] == [(False, 8.0), (False, 9.0), (True, 0.0)]
+
+
+def test_a_difference_knows_of_which_metric_less_is_better(ledger: Ledger) -> None:
+    ledger.add(dataclasses.replace(score("m1", 9.0), metric="perplexity", flags=(LOWER_IS_BETTER,)), score("m1", 60.0))
+    for metric, values in (("perplexity", (-1.0, 2.0)), ("win_rate", (-1.0, 2.0))):
+        for model, value in zip(("m1", "m3"), values, strict=True):
+            ledger.add(Difference(model, "m2", "starter", "1", "j1", None, metric, value, -2.0, 3.0, 0.5, 10, 0))
+    found = [(row.metric, row.value, row.lower_is_better) for row in queries.differences(ledger)]
+    assert found == [
+        ("perplexity", -1.0, True),
+        ("perplexity", 2.0, True),
+        ("win_rate", 2.0, False),
+        ("win_rate", -1.0, False),
+    ]
 
 
 def test_the_leaderboard_can_be_narrowed_by_name_or_identity(ledger: Ledger) -> None:

@@ -55,6 +55,7 @@ def steps(path):
         return {name: [p.step for p in copy.training(name)] for name in ("a", "b")}
 
 
+@pytest.mark.slow
 def test_a_ledger_that_a_process_fills_is_copied_whole_again_and_again(path, writer, tmp_path):
     with pytest.raises(LedgerBusy):
         Ledger.open(path, read_only=True)

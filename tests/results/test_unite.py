@@ -181,6 +181,7 @@ def test_a_protocol_that_is_not_installed_is_named(tmp_path: Path):
         export_parquet(opened, "nowhere://bucket/ledger")
 
 
+@pytest.mark.slow
 def test_what_was_found_of_a_text_that_gave_way_does_not_become_the_other_texts(tmp_path: Path):
     right = ledger(tmp_path / "right.duckdb", [answer("a0", "right"), Reward("a0", "s", 1.0, "")])
     wrong = ledger(tmp_path / "wrong.duckdb", [answer("a0", "wrong"), Reward("a0", "s", 0.0, "")])
