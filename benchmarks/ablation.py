@@ -56,21 +56,15 @@ def main(given: argparse.Namespace) -> None:
 
 def streamed(given: argparse.Namespace, numbers: list[int]) -> tuple[list[list[str]], list[float], list[float]]:
     """Return all answers, when each candidate was done since the engine stood, and each one's cost beyond answering."""
-    from fusion.ahead import Ahead
-    from fusion.pool import cores
+    from fusion.ahead import in_stretches
 
-    ahead = Ahead()  # as a study does it: the next one is merged while the engine starts, and while this one answers
-    ahead.begin("0", lambda: merged(given, 0))
-    model = engine(given.models[0], threads=max(1, cores() - 1))
+    model = engine(given.models[0])
     answers, marks, beyond = [], [], []
     first = time.perf_counter()
     for number in numbers:
         begun = time.perf_counter()
-        tensors = ahead.take(str(number), lambda number=number: merged(given, number))
-        model.stream(tensors, like=given.models[0], identity=f"candidate {number}")
+        model.stream(in_stretches(merged(given, number)), like=given.models[0], identity=f"candidate {number}")
         beyond.append(time.perf_counter() - begun)
-        if number + 1 < len(numbers):
-            ahead.begin(str(number + 1), lambda number=number: merged(given, number + 1))
         answers.append(answer(given, model))
         marks.append(time.perf_counter() - first)
     model.close()
@@ -115,14 +109,12 @@ def recipe(given: argparse.Namespace, number: int):
     return MergeRecipe(method, given.models[0], tuple(given.models[1:]), params)
 
 
-def engine(folder: Path, *, threads: int | None = None):
+def engine(folder: Path):
     """Return a running engine."""
     from evals.engine import EngineSettings
     from evals.local import LocalModel
 
-    return LocalModel(
-        folder, identity="base", settings=EngineSettings(max_model_len=1024, kv_cache_gib=0.5, threads=threads)
-    )
+    return LocalModel(folder, identity="base", settings=EngineSettings(max_model_len=1024, kv_cache_gib=0.5))
 
 
 def answer(given: argparse.Namespace, model) -> list[str]:

@@ -34,7 +34,6 @@ def ablate(plan: Plan) -> Ablation:
         plan.run.ledger.add(plan.record)
         plan.run.ledger.flush()  # what was there before it may seed it
     searcher = _searcher(ablation)
-    plan.run.engines.spare = 1 if plan.ahead else 0  # where the next merge is known, it is made while one answers
     _prepare_first(ablation, searcher)
     score_references(ablation)
     mend(ablation)

@@ -20,7 +20,7 @@ from fusion.memory import fresh
 _CPU_BLOCK = 1 << 17  # elements: 512 KiB in float32; smaller ones pay for each call, larger ones leave the cache
 _GPU_BLOCK = 1 << 26
 _STRETCH = 1 << 20  # elements that one compiled pass goes over, itself in parts; each such call makes threads wait
-SAMPLE = 1 << 16  # elements that tell roughly where a threshold lies
+SAMPLE = 1 << 16  # elements that tell roughly where a threshold lies, at most; of a tensor's, at most each sixteenth
 
 Block = tuple[slice, Tensor, Tensor]
 """A block's place, θ₀ (n,) and the δₖ (sources, n), contiguous and in float32."""
@@ -136,9 +136,10 @@ class Group:
         return Group(base, tuned, number=self._number)
 
     def sample(self) -> Group:
-        """Return a group of some elements, for a guess at thresholds."""
-        places = np.sort(np.random.default_rng(0).integers(0, self.numel, size=SAMPLE))
-        return self.at(torch.from_numpy(places).to(self.device))
+        """Return a group of some elements, for a guess at thresholds: one, at random, of each stretch of equal length."""
+        size = max(1, min(SAMPLE, self.numel // 16))
+        places = (np.arange(size) + np.random.default_rng(0).random(size)) * (self.numel / size)
+        return self.at(torch.from_numpy(places.astype(np.int64).clip(max=self.numel - 1)).to(self.device))
 
     def _check(self, values: Tensor) -> None:
         for source, row in enumerate(values):

@@ -57,7 +57,7 @@ def top(group: Group, by: Ranking, shares: Sequence[float], *, of_nonzero: bool 
 
     Of equal values the lowest index goes first. A share is of all elements, or of those whose value is not 0.
     """
-    low = min(low for low, _ in _guess(group, by, shares, of_nonzero=of_nonzero))
+    low, high = min(_guess(group, by, shares, of_nonzero=of_nonzero))
     zeros = count(max(shares), group.numel)  # no more than these can be among the chosen
     while True:
         nonzero, found = 0, _Found(group, max(shares))
@@ -72,7 +72,7 @@ def top(group: Group, by: Ranking, shares: Sequence[float], *, of_nonzero: bool 
             found.add(index[:size].add_(place.start), values[:size])
         wanted = [count(share, nonzero if of_nonzero else group.numel) for share in shares]
         if found.size >= max(wanted):
-            return found.largest(max(wanted)), wanted
+            return found.largest(max(wanted), high), wanted
         low, zeros = -math.inf, count(max(shares), group.numel)  # the sample was misleading, as once in many millions
 
 
@@ -104,13 +104,19 @@ class _Found:
         self._values[self.size : end] = values
         self.size = end
 
-    def largest(self, want: int) -> Tensor:
-        """Return where the ``want`` largest are, of equal ones the first; nothing can be added afterwards."""
+    def largest(self, want: int, high: float) -> Tensor:
+        """Return where the ``want`` largest are, of equal ones the first; nothing can be added afterwards.
+
+        The smallest of them is hardly larger than ``high``.
+        """
         index, values = self._index[: self.size], self._values[: self.size]
         del self._index, self._values, self._index_room, self._values_room
         if want == 0:
             return index[:0]
-        threshold = _kth_largest(values, want)
+        near = torch.empty_like(values)
+        near = near[: arithmetic(values.device).up_to(values, high, near)]
+        rest = want - (values.numel() - near.numel())
+        threshold = _kth_largest(near, rest) if rest > 0 else _kth_largest(values, want)
         chosen = index.new_empty(want)
         arithmetic(values.device).largest(values, index, threshold, chosen)
         return chosen

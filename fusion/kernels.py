@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fusion.compiling import compiled
 from fusion.mix_kernels import magnitudes, mix, weighted
-from fusion.rank_kernels import candidates, gather, largest, ranked, scatter, spans
+from fusion.rank_kernels import candidates, gather, largest, ranked, scatter, spans, up_to
 from fusion.select_kernels import combined, graded
 from fusion.stored_kernels import PART, places, read_deltas
 
@@ -32,6 +32,7 @@ __all__ = [
     "ranked",
     "scatter",
     "spans",
+    "up_to",
     "weighted",
 ]
 

@@ -88,8 +88,9 @@ def _spans(stored: Array, variance: bool, ends: Array, counts: Array, between: A
         for t in range(ends.shape[0]):
             low, high, above = ends[t, 0], ends[t, 1], np.int32(0)
             for i in range(part.size):
-                above = np.int32(above + np.int32(part[i] > high))
-                inside[i] |= np.int32(part[i] >= low) & np.int32(part[i] <= high)
+                over = np.int32(part[i] > high)
+                above = np.int32(above + over)
+                inside[i] |= np.int32(np.int32(part[i] >= low) - over)
             for c in range(3):
                 counts[t, c] += above
         some: Any = 0  # without a branch, which could not be foreseen
@@ -141,6 +142,16 @@ def _candidates(  # noqa: PLR0917
             values[found + i] = part[near[i]]
         found += some
     return not np.isnan(doubt).any(), nonzero, found
+
+
+@compiled
+def up_to(values: Array, high: float, out: Array) -> Any:
+    """Write the values that are not above a threshold, and return how many they are."""
+    most, found = np.float32(high), 0
+    for i in range(values.size):
+        out[np.uint64(found)] = values[i]
+        found += np.int64(values[i] <= most)
+    return found
 
 
 @compiled

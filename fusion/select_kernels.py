@@ -121,11 +121,13 @@ def _combined(  # noqa: PLR0917
             if out[t, 1] == 2:
                 halves = carray(bfloat16s(out[t, 0] + 2 * first), base.size)
                 for i in range(base.size):
-                    halves[i] = after[i] if taken[i] >= need else before[i]
+                    new, old = after[i], before[i]  # both are read whatever is chosen: so these are vectors
+                    halves[i] = new if taken[i] >= need else old
             else:
                 whole = carray(float32s(out[t, 0] + 4 * first), base.size)
                 for i in range(base.size):
-                    whole[i] = result[i] if taken[i] >= need else base[i]
+                    merged, kept = result[i], base[i]
+                    whole[i] = merged if taken[i] >= need else kept
     return not np.isnan(doubt).any()
 
 
@@ -155,11 +157,16 @@ def _add(  # noqa: PLR0917
     base: Array, kept: Array, stays: Array, weights: Array, average: Any, divisor: Array, out: Array
 ) -> None:
     """Add the weighted deltas that are kept to θ₀, perhaps divided by the weights of what stays."""
-    size = base.size
-    for i in range(size):
-        out[i] = ZERO
-    for k in range(kept.shape[0]):
-        weight, keep = weights[k], kept[k]
+    size, keep, weight = base.size, kept[0], weights[0]
+    if kept.shape[0] == 1:
+        for i in range(size):
+            out[i] = ZERO - keep[i] * weight
+    else:
+        more, other = kept[1], weights[1]
+        for i in range(size):
+            out[i] = (ZERO - keep[i] * weight) - more[i] * other
+    for k in range(2, kept.shape[0]):
+        keep, weight = kept[k], weights[k]
         for i in range(size):
             out[i] -= keep[i] * weight
     if average >= ZERO:

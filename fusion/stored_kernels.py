@@ -38,25 +38,34 @@ def read(place: Array, first: int, out: Array, doubt: Array) -> None:
         bits, halves = out.view(np.uint32), carray(bfloat16s(place[0] + 2 * first), out.size)
         for i in range(out.size):
             bits[i] = np.uint32(np.uint32(halves[i]) << _HALF)
+            doubt[i] += out[i] * ZERO  # which is 0, but of infinities and NaNs
     else:
         whole = carray(float32s(place[0] + 4 * first), out.size)
         for i in range(out.size):
             out[i] = whole[i]
-    for i in range(out.size):
-        doubt[i] += out[i] * ZERO  # which is 0, but of infinities and NaNs
+            doubt[i] += whole[i] * ZERO
 
 
 @inner
 def read_deltas(stored: Array, first: int, start: Array, deltas: Array, doubt: Array) -> None:
-    """Read a part of θ₀, and of the θₖ what they differ by."""
+    """Read a part of θ₀, and of the θₖ what they differ by, which is not finite where θₖ is not."""
     size = start.size
     read(stored[0], first, start, doubt)
     for k in range(stored.shape[0] - 1):
-        delta = deltas[k, :size]
-        read(stored[1 + k], first, delta, doubt)
-        for i in range(size):
-            delta[i] -= start[i]
-            doubt[i] += delta[i] * ZERO
+        delta, place = deltas[k, :size], stored[1 + k]
+        if place[1] == 2:
+            bits, halves = delta.view(np.uint32), carray(bfloat16s(place[0] + 2 * first), size)
+            for i in range(size):
+                bits[i] = np.uint32(np.uint32(halves[i]) << _HALF)
+                differs = delta[i] - start[i]
+                delta[i] = differs
+                doubt[i] += differs * ZERO
+        else:
+            whole = carray(float32s(place[0] + 4 * first), size)
+            for i in range(size):
+                differs = whole[i] - start[i]
+                delta[i] = differs
+                doubt[i] += differs * ZERO
 
 
 @inner

@@ -100,6 +100,13 @@ def candidates(  # noqa: PLR0917
     return finite, int(torch.count_nonzero(every)), found.numel()
 
 
+def up_to(values: Tensor, high: float, out: Tensor) -> int:
+    """Write those of the ``values`` (n,) that are not above ``high`` into ``out`` (n,), and return how many they are."""
+    found = values[values <= high]
+    out[: found.numel()] = found
+    return found.numel()
+
+
 def largest(values: Tensor, index: Tensor, threshold: float, out: Tensor) -> None:
     """Write into ``out`` the ``index`` (n,) of ``values`` (n,) above the threshold, then of the first at it; ascending.
 

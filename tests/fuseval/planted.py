@@ -54,7 +54,7 @@ class PlantedEngines(Engines):
     def _loaded(self, candidate: Candidate) -> Any:
         if isinstance(self.planted, PlantedModel) and self.planted.identity == candidate.id:
             return self.planted
-        tensors = _tensors(self, candidate)
+        tensors = _tensors(candidate)
         PlantedEngines.loads += 1
         fails = self.failing if candidate.merge else None
         weight = float(tensors["model.norm.weight"].float().mean())
@@ -62,14 +62,14 @@ class PlantedEngines(Engines):
         return self.planted
 
 
-def _tensors(engines: Engines, candidate: Candidate) -> dict[str, Any]:
+def _tensors(candidate: Candidate) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     assert candidate.folder is not None
     if candidate.folder.exists():
         return load_file(candidate.folder / "model.safetensors")
     assert candidate.stream is not None
-    return dict(engines._ahead.take(candidate.id, candidate.stream.tensors))
+    return dict(candidate.stream.tensors())
 
 
 class PlantedModel:

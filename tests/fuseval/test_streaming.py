@@ -15,7 +15,7 @@ from evals.records import Message, Sampling
 from fuseval.config import load_experiment
 from fuseval.merging import streamed
 from fuseval.models import Candidate, make, merge_coefficients, resolve
-from fusion.ahead import Ahead
+from fusion.ahead import Ahead, in_stretches
 from tests.fusion.tiny_models import conversations, model_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -69,7 +69,7 @@ def stream(
 ) -> None:
     found = streamed(candidate, models, hear=(heard if heard is not None else []).extend).stream
     tensors = (ahead or Ahead()).take(candidate.id, found.tensors)
-    engine.stream(tensors, like=found.like, identity=candidate.id)
+    engine.stream(in_stretches(tensors), like=found.like, identity=candidate.id)
 
 
 def said(engine: LocalModel) -> list[tuple[str, tuple[tuple[str, float], ...]]]:

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from fusion.ahead import Ahead
+from fusion.ahead import Ahead, in_stretches
 from fusion.errors import CheckpointError
 
 
@@ -78,3 +78,13 @@ def test_what_nobody_wants_any_more_is_given_up(take):
     stream.close()
     ahead.drop()
     assert not [thread for thread in threading.enumerate() if thread.name == "merge-ahead"]
+
+
+def test_a_stretch_is_computed_before_its_first_tensor_is_taken():
+    made: list[int] = []
+    stream = in_stretches(tensors(made=made), most=2048)  # two of them
+    found = []
+    for name, _ in stream:
+        found.append((name, len(made)))
+    assert found == [("t0", 2), ("t1", 2), ("t2", 4), ("t3", 4), ("t4", 6), ("t5", 6)]
+    assert [name for name, _ in in_stretches(tensors(5), 1 << 20)] == ["t0", "t1", "t2", "t3", "t4"]
