@@ -59,6 +59,7 @@ class Replica:
 
     def __init__(self, settings: EngineSettings, make: Callable[..., LocalModel] = LocalModel) -> None:
         self._settings, self._make = settings, make
+        self._kind: Kind = "chat"
         self._arrivals: Iterator[Item] | None = None
         self._feed = Feed()
         self._numbers: list[int] = []  # the driver's, in the order in which they were taken
@@ -83,8 +84,10 @@ class Replica:
 
         Nothing is returned only where there is nothing left.
         """
+        if kind != self._kind:  # all that was asked the other way is done, or nobody wants it any more
+            self._forget()
         if self._arrivals is None:
-            self._arrivals = getattr(self.model, kind)(self._feed)
+            self._kind, self._arrivals = kind, getattr(self.model, kind)(self._feed)
         self._feed.fill(item for _, item in items)
         self._numbers += [number for number, _ in items]
         done: list[Item] = []

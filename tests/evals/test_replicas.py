@@ -41,7 +41,9 @@ class Model:
             index, request = running.pop(0)
             yield index, f"{self.identity}: {request}"
 
-    complete = chat
+    def complete(self, prompts):
+        for index, text in self.chat(prompts):
+            yield index, text.upper()
 
 
 class Crew:
@@ -212,3 +214,11 @@ def test_a_moment_gathers_what_is_done_and_an_engine_without_work_says_so():
     assert replica.begin("m", "m") == About(100, BATCH, replica.begin("m", "m").pid)
     assert replica.advance("chat", [(7, "a"), (3, "b")]) == [(7, "m: a"), (3, "m: b")]
     assert replica.advance("chat", [(9, "c")]) == [(9, "m: c")]
+
+
+def test_an_engine_whose_last_reply_came_at_the_end_of_a_moment_can_be_asked_another_way(monkeypatch):
+    monkeypatch.setattr("evals.replica.MOMENT", 0.0)
+    replica = Replica(None, Model)
+    replica.begin("m", "m")
+    assert replica.advance("chat", [(1, "a")]) == [(1, "m: a")]
+    assert replica.advance("complete", [(7, "b")]) == [(7, "M: B")]
