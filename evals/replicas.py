@@ -21,6 +21,7 @@ from evals.engine import shape
 from evals.replica import About, Item, Kind
 
 LOSSES = 3  # of one replica in a row, nothing done in between: then the run stops
+SOON = 120.0  # seconds; when no replica has started by then it is said what they may be waiting for
 PATIENCE = 1800.0  # seconds to wait for the first replica, which may have to wait for its machine
 AHEAD = 1.5  # requests that a replica is handed, in batches
 
@@ -246,10 +247,7 @@ class Replicas:
 
     def _hear_back(self, work: _Work) -> Iterator[Item]:
         """Wait for word from some engine, yield what is done, and replace those that are lost."""
-        ended = self._crew.wait(list(self._tickets), seconds=PATIENCE)
-        if not ended and not any(slot.about for slot in self._slots):
-            raise ChatError(f"no engine has started within {PATIENCE:.0f} s: {self._crew.shortage()}")
-        for ticket in ended:
+        for ticket in self._word():
             if ticket not in self._tickets:  # of one that was just found lost
                 continue
             slot, method = self._tickets.pop(ticket)
@@ -267,6 +265,20 @@ class Replicas:
                 self._replace(slot, work, why=str(error))
             else:
                 yield from self._heard(slot, method, found)
+
+    def _word(self) -> list[Any]:
+        """Return the calls that have ended, when there are some."""
+        tickets = list(self._tickets)
+        if any(slot.about for slot in self._slots):
+            return self._crew.wait(tickets, seconds=PATIENCE)
+        ended = self._crew.wait(tickets, seconds=SOON)
+        if not ended:
+            wait = f"none has started after {SOON:.0f} s; if there is no room for them: {self._crew.shortage()}"
+            self._hear(0, len(self._slots), wait)
+            ended = self._crew.wait(tickets, seconds=PATIENCE - SOON)
+        if not ended:
+            raise ChatError(f"no engine has started within {PATIENCE:.0f} s: {self._crew.shortage()}")
+        return ended
 
     def _heard(self, slot: _Slot, method: str, found: Any) -> Iterator[Item]:
         if method == "begin":

@@ -136,7 +136,7 @@ class Group:
         return Group(base, tuned, number=self._number)
 
     def sample(self) -> Group:
-        """Return a group of some elements, for a guess at thresholds: one, at random, of each stretch of equal length."""
+        """Return a group of some elements, for a guess at thresholds: one, at random, of each of equal stretches."""
         size = max(1, min(SAMPLE, self.numel // 16))
         places = (np.arange(size) + np.random.default_rng(0).random(size)) * (self.numel / size)
         return self.at(torch.from_numpy(places.astype(np.int64).clip(max=self.numel - 1)).to(self.device))

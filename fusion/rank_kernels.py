@@ -147,7 +147,8 @@ def _candidates(  # noqa: PLR0917
 @compiled
 def up_to(values: Array, high: float, out: Array) -> Any:
     """Write the values that are not above a threshold, and return how many they are."""
-    most, found = np.float32(high), 0
+    most = np.float32(high)
+    found: Any = 0
     for i in range(values.size):
         out[np.uint64(found)] = values[i]
         found += np.int64(values[i] <= most)

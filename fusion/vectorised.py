@@ -101,7 +101,7 @@ def candidates(  # noqa: PLR0917
 
 
 def up_to(values: Tensor, high: float, out: Tensor) -> int:
-    """Write those of the ``values`` (n,) that are not above ``high`` into ``out`` (n,), and return how many they are."""
+    """Write the ``values`` (n,) that are not above ``high`` into ``out`` (n,), and return how many they are."""
     found = values[values <= high]
     out[: found.numel()] = found
     return found.numel()

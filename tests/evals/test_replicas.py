@@ -151,10 +151,14 @@ def test_a_model_that_cannot_be_started_is_not_tried_again(folder):
 
 
 def test_engines_that_find_no_machine_are_said_with_what_they_take(folder):
-    crew = Crew()
-    crew.wait = lambda tickets, *, seconds: []
+    crew, waited, heard = Crew(), [], []
+    crew.wait = lambda tickets, *, seconds: waited.append(seconds) or []
     with pytest.raises(ChatError, match="no engine has started within 1800 s: each takes 8 GPU and there are 2"):
-        answers(replicas(folder, crew))
+        answers(replicas(folder, crew, hear=lambda done, total, note: heard.append((done, total, note))))
+    assert waited == [120, 1680]
+    assert heard == [
+        (0, 2, "none has started after 120 s; if there is no room for them: each takes 8 GPU and there are 2")
+    ]
 
 
 def test_other_weights_are_in_every_engine_before_it_is_asked_and_in_those_that_replace_it(folder):
