@@ -234,7 +234,7 @@ def score(evidence: Evidence) -> Scored:
     rows: list[tuple[object, ...]] = []
     scores: list[Score] = []
     flags: dict[tuple[str, str, str | None, str], tuple[str, ...]] = {}
-    for wanted in evidence.wanted:
+    for wanted in (w for w in evidence.wanted if w.judge == "check"):  # judges are not asked
         for (model, metric), aggregate in told.items():
             if model != wanted.model:
                 continue

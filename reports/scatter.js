@@ -48,9 +48,15 @@ function scatter(data) {
     document.getElementById(id).replaceChildren(element("h3", "", heading), entries.length ? element("ol", "found", ...entries) : element("p", "empty", "Nowhere."));
   }
 
+  function range(by, values) {
+    if (by.baseline !== null || by.metric.startsWith("accuracy")) return [0, 100];
+    if (values.every((value) => value >= 0 && value <= 1)) return [0, 1]; // lm-eval's shares
+    return [Math.min(1, ...values), Math.max(10, ...values)]; // ratings
+  }
+
   function plot(both, by, names, said) {
     const values = both.flatMap(({ x, y }) => [x, y]);
-    const [low, high] = by.baseline === null && !by.metric.startsWith("accuracy") ? [Math.min(1, ...values), Math.max(10, ...values)] : [0, 100];
+    const [low, high] = range(by, values);
     const at = (value) => 44 + 300 * ((value - low) / (high - low || 1));
     const dots = new Map();
     for (const { x, y } of both) dots.set(`${x} ${y}`, { x, y, count: (dots.get(`${x} ${y}`)?.count ?? 0) + 1 });

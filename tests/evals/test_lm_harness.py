@@ -186,12 +186,12 @@ def test_a_metric_that_is_no_mean_has_lm_evals_figure_and_no_items_and_a_brier_s
 def test_a_score_of_which_less_is_better_says_so_question_by_question_too(colours):
     aggregate = Aggregate("m", colours.name, colours.version, "loss", 0.5, None, 2, True, False)
     frame = pd.DataFrame([("m", "0", "loss", 0.2, 1.0), ("m", "1", "loss", 0.8, 1.0)], columns=MEASURE_COLUMNS)
-    wanted = [Wanted("m", "check", None, frozenset("01"))]
+    wanted = [Wanted("m", judge, None, frozenset("01")) for judge in ("check", "of other benchmarks")]
     none = pd.DataFrame()
     told = Evidence(colours.questions(), wanted, none, none, measured=lambda: (frame, [aggregate]))
     found = colours.score(told)
     assert found.flags == {("m", "check", None, "loss"): (LOWER_IS_BETTER,)}
-    assert list(found.items["value"]) == [0.2, 0.8]
+    assert list(found.items["value"]) == [0.2, 0.8]  # a judge has no part in it
 
 
 def test_bits_per_byte_are_a_mean_that_bytes_weigh_and_perplexities_are_lm_evals_own(tmp_path):
