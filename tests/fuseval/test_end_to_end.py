@@ -30,10 +30,10 @@ def write_experiment(smollm2_gguf):
                 "targets": [{"name": "sft", "kind": "sft", "base": "base", "data": "talk.jsonl", "params": sft}],
                 "merges": [{"name": "soup", "method": "linear", "base": "base", "sources": ["base", "sft"]}],
             },
-            "benchmarks": [{"name": "starter", "limit": 18}],
+            "benchmarks": [{"name": "starter", "limit": 12}],
             "judges": [{"model": "base"}],
-            "sampling": {"max_tokens": 32},
-            "engine": {"max_model_len": 1024, "kv_cache_gib": 0.5, "max_num_seqs": 8},
+            "sampling": {"max_tokens": 24},
+            "engine": {"max_model_len": 1024, "kv_cache_gib": 0.5, "max_num_seqs": 4},
         }
         (folder / "run.yaml").write_text(yaml.safe_dump(experiment))
         return folder
@@ -63,7 +63,7 @@ def kill_in_the_middle(folder: Path, cache: Path, stage: str) -> None:
             break
     else:
         pytest.fail(f"the run ended before {stage!r} was half done")
-    time.sleep(0.5)  # the first eight are stored by now, and the next eight take longer
+    time.sleep(0.5)  # the first four are stored by now, and the next four take longer
     process.send_signal(signal.SIGKILL)
     process.communicate()
 

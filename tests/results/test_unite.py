@@ -74,7 +74,7 @@ def rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
 
 
 @pytest.mark.slow
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.lists(st.sampled_from(POOL), max_size=10), min_size=3, max_size=3))
 def test_any_order_of_uniting_gives_the_same_ledger_and_once_more_changes_nothing(several: list[list[object]]):
     with tempfile.TemporaryDirectory() as name:
